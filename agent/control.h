@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * control: the session with the control plane: Watch with resume, Report with retry
+ *
+ * Watch: one stream from the last stored revision; heartbeats (Bookmark); silence of three intervals drops the
+ * connection; reconnects with jittered exponential back-off that only useful progress (a message) resets;
+ * OUT_OF_RANGE starts over from 0; ABORTED ("another agent calls itself NODE") waits reconnect_max.
+ * An event's bytes stay charged to the stream's window until the agent has stored it: a flood is held at the
+ * server, not in our memory.
+ * Report: the agent hands each stored report over once; control batches (256 a call, one of each operation, the
+ * lowest sequence first), sends, retries by the contract's table, splits a refused batch until the guilty report
+ * stands alone, and calls back once per report. A link-time seam: tests/sim has a fake of this header.
+ */
+#include "base.h"
+#include "command.h"
+
+struct event;
+struct grpc_channel;
+struct control;
+struct token;
+
+#define CONTROL_BATCH_MAX 256
+
+struct control_options { /* all copied */
+        const char *cluster_id, *node, *instance_id, *agent_version;
+        uint64_t reconnect_min_usec, reconnect_max_usec, report_timeout_usec;
+};
+
+enum control_answer {
+        CONTROL_REPORT_ACCEPTED, /* APPLIED, ALREADY_APPLIED, SUPERSEDED, UNKNOWN_OPERATION: the duty is over */
+        CONTROL_REPORT_REJECTED, /* REJECTED, or refused alone with INVALID_ARGUMENT or FAILED_PRECONDITION */
+};
+
+enum control_notice { /* things an operator may meet; the agent logs them */
+        CONTROL_CONNECTED,        /* first message of a stream; detail: the peer's address */
+        CONTROL_DISCONNECTED,     /* detail: why, and when the next try is */
+        CONTROL_SILENT,           /* three heartbeat intervals without a message */
+        CONTROL_NODE_TAKEN,       /* ABORTED: another agent calls itself NODE */
+        CONTROL_HISTORY_GONE,     /* OUT_OF_RANGE: starting over from 0 */
+        CONTROL_REPORTS_FAILING,  /* no Report has got through for 5 minutes; detail: the last error */
+        CONTROL_REVISION_BACKWARD,/* a lower or equal revision within a stream */
+        CONTROL_BAD_MESSAGE,      /* a message that is no WatchResponse; detail */
+        CONTROL_TOKEN_FAILED,     /* no usable token; detail */
+};
+
+struct control_handlers {
+        /* One decoded event, Bookmarks included; its `size` must be given back with control_taken(). The event
+         * (and the operation's bytes in it) is valid during the call. */
+        int (*on_event)(const struct command_event *event, size_t size, void *userdata);
+        /* A new order of revisions begins at 0 (OUT_OF_RANGE): store 0. */
+        int (*on_restart)(void *userdata);
+        int (*on_report)(const char *operation_id, int64_t sequence, enum control_answer answer,
+                         const char *reason, void *userdata);
+        int (*on_notice)(enum control_notice notice, const char *detail, void *userdata);
+};
+
+int control_new(struct event *event, struct grpc_channel *channel, struct token *token,
+                const struct control_options *options, const struct control_handlers *handlers, void *userdata,
+                struct control **ret);
+struct control *control_free(struct control *control);
+DEFINE_CLEANUP(struct control *, control_free)
+
+/* control_start() - open the stream after `revision` (0: everything open). */
+int control_start(struct control *control, int64_t after_revision);
+
+/* control_taken() - events up to `revision` are stored, `size` bytes of them are given back to the window. The
+ * next Watch resumes after `revision`. */
+void control_taken(struct control *control, int64_t revision, size_t size);
+
+/* control_set_reading() - false: max_open is reached, silence does not count while we hold the window. */
+void control_set_reading(struct control *control, bool reading);
+
+/* control_deadline_usec() - a server's wall-clock time on our event clock, by the last Bookmark's `now` and its
+ * arrival (our own wall clock before the first). */
+uint64_t control_deadline_usec(const struct control *control, uint64_t server_real_usec);
+
+/* control_report() - take over one stored report (bytes are copied); sent until answered. A further report of the
+ * same operation waits for the earlier one, except that `final` drops unanswered progress reports of the
+ * operation. Handing over the same (operation, sequence) again while it waits changes nothing. -ENOMEM. */
+int control_report(struct control *control, const char *operation_id, int64_t sequence, bool final,
+                   struct span report);
+
+/* control_drain() - SIGTERM: close the stream, take no new work, keep sending reports; `done` is called when
+ * none is left or when `timeout_usec` (a duration) is over. */
+int control_drain(struct control *control, uint64_t timeout_usec, int (*done)(void *userdata), void *userdata);
+
+/* control_reload() - tokens and TLS files changed: drop the connection and read them again. */
+void control_reload(struct control *control);
+
+bool control_is_connected(const struct control *control);
+size_t control_reports_waiting(const struct control *control);
