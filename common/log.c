@@ -18,6 +18,7 @@
 #include <stdatomic.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#define SD_JOURNAL_SUPPRESS_LOCATION /* it would name this file for every event */
 #include <systemd/sd-journal.h>
 
 #define MESSAGE_MAX 2048
