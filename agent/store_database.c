@@ -204,11 +204,10 @@ static int open_known(struct store *store, uint64_t real_usec, struct store_info
 int store_database_open(struct store *store, uint64_t real_usec, struct store_info *info) {
         int r;
 
-        if ((r = store_files_prepare(store)) < 0 ||
-            (r = connect_database(store)) < 0)
-                return r;
-        r = open_known(store, real_usec, info);
-        if (r == -EBUSY)
+        if ((r = store_files_prepare(store)) >= 0 &&
+            (r = connect_database(store)) >= 0)
+                r = open_known(store, real_usec, info);
+        if (r == -EBUSY) /* at any of these, the first that looks into the file */
                 return store_set_error(store, STORE_LOCKED, "%s: another program has the database open (sqlite3?)",
                                        store->path);
         return r;
