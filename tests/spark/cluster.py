@@ -369,7 +369,7 @@ class Agent:
 
     def __init__(self, directory, cluster, endpoint, program=None, cluster_id="c1", node="n1", **keys):
         self.directory = pathlib.Path(directory).resolve()
-        self.program = pathlib.Path(program or os.environ.get("AGENT") or ROOT / "build/spark-cancel-agent")
+        self.program = pathlib.Path(program or ROOT / os.environ.get("BUILD", "build") / "spark-cancel-agent")
         self.log = self.directory / "agent.log"
         self.configuration = self.directory / "agent.conf"
         self.daemon = None
