@@ -264,19 +264,26 @@ class Cluster:
             SPARK_WORKER_OPTS=f"-Dspark.worker.driverTerminateTimeout={self.terminate_timeout}"))
 
     def stop(self):
-        """All at once and without ceremony: everything lies in a folder that is removed afterwards."""
-        held = []
+        """At once and without ceremony: everything lies in a folder that is removed afterwards."""
         if self.worker:
-            held = [self.hold(pid) for pid in children(self.worker.pid)]
+            self.end_drivers()
         for daemon in (self.worker, self.master):
             if daemon:
                 daemon.stop(signal.SIGKILL)
-        held += [self.hold(pid) for pid in processes_below(self.work)]
-        for process in filter(None, held):
+        self.end(processes_below(self.work))
+        self.worker = self.master = None
+
+    def end_drivers(self):
+        """Drivers and executors, while the worker is there to reap them."""
+        self.end(children(self.worker.pid))
+
+    def end(self, pids):
+        held = [process for process in map(self.hold, pids) if process]
+        for process in held:
             process.send(signal.SIGKILL)
+        for process in held:
             process.wait(5)
             process.close()
-        self.worker = self.master = None
 
     @staticmethod
     def hold(pid):

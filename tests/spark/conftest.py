@@ -116,15 +116,15 @@ def cluster(kit, tmp_path_factory):
 @pytest.fixture
 def make_node(kit, cluster, tmp_path_factory):
     """make_node(plane={…}, cancel__escalation="kill"): a node with other settings."""
-    made = []
-
     def make(plane=None, on=None, **agent_keys):
         node = Node(tmp_path_factory.mktemp("node"), kit, on or cluster, plane or {}, agent_keys)
-        made.append(node)
+        make.nodes.append(node)
         return node
 
+    make.nodes = []
     yield make
-    for node in made:
+    cluster.end_drivers()
+    for node in make.nodes:
         assert node.stop() == 0, tail(node.agent.log)
 
 
@@ -133,25 +133,12 @@ def node(make_node):
     return make_node()
 
 
-@pytest.fixture(autouse=True)
-def no_driver_is_left(request):
-    """Each test cleans its drivers up by itself or leaves them to this."""
-    yield
-    if "cluster" in request.fixturenames or "node" in request.fixturenames or "make_node" in request.fixturenames:
-        used = request.getfixturevalue("cluster")
-        for pid in cluster_module.children(used.worker.pid):
-            process = used.hold(pid)
-            if process:
-                process.send(9)
-                process.wait(5)
-                process.close()
-
-
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item):
-    """A failed test shows the end of the agent's log."""
+    """A failed test shows the end of its agents' logs."""
     outcome = yield
     report = outcome.get_result()
-    made = getattr(item, "funcargs", {}).get("node")
-    if report.failed and made is not None:
-        report.sections.append(("agent's log", tail(made.agent.log, 60)))
+    make = getattr(item, "funcargs", {}).get("make_node")
+    if report.failed and make is not None:
+        for node in make.nodes:
+            report.sections.append(("agent's log", tail(node.agent.log, 60)))
