@@ -42,10 +42,14 @@ class Node:
             "clusters": [CLUSTER_ID], "state": str(directory / "plane.db"), "masters": [cluster.rest_url],
             "spark_master": cluster.master_url, "poll": 0.2, "heartbeat": 2.0, "deadline": 120.0,
         } | plane_options))
+        self.agent_keys = {"cancel__kill_retry": "8s"} | agent_keys
+        self.agent = self.channel = None
+
+    def start(self):
         self.plane.start()
-        self.agent = Agent(directory, cluster, self.plane.endpoint, cluster_id=CLUSTER_ID,
-                           **({"cancel__kill_retry": "8s"} | agent_keys))
+        self.agent = Agent(self.directory, self.cluster, self.plane.endpoint, cluster_id=CLUSTER_ID, **self.agent_keys)
         self.agent.start()
+        self.agent.wait("connected")
         self.plane.wait_watching("n1")
         self.channel = grpc.insecure_channel(self.plane.address)
         self.jobs = job_service_pb2_grpc.JobServiceStub(self.channel)
@@ -91,8 +95,9 @@ class Node:
         return reports[0]
 
     def stop(self):
-        self.channel.close()
-        code = self.agent.stop()
+        if self.channel:
+            self.channel.close()
+        code = self.agent.stop() if self.agent else 0
         self.plane.stop()
         return code
 
@@ -119,13 +124,14 @@ def make_node(kit, cluster, tmp_path_factory):
     def make(plane=None, on=None, **agent_keys):
         node = Node(tmp_path_factory.mktemp("node"), kit, on or cluster, plane or {}, agent_keys)
         make.nodes.append(node)
+        node.start()
         return node
 
     make.nodes = []
     yield make
     cluster.end_drivers()
     for node in make.nodes:
-        assert node.stop() == 0, tail(node.agent.log)
+        assert node.stop() == 0, tail(node.directory / "agent.log")
 
 
 @pytest.fixture
@@ -141,4 +147,4 @@ def pytest_runtest_makereport(item):
     make = getattr(item, "funcargs", {}).get("make_node")
     if report.failed and make is not None:
         for node in make.nodes:
-            report.sections.append(("agent's log", tail(node.agent.log, 60)))
+            report.sections.append(("agent's log", tail(node.directory / "agent.log", 60)))
