@@ -76,3 +76,6 @@ bool store_turn_is_empty(const struct store_turn *turn);
  * long the commit took. One commit at a time: a second one before `done` is -EBUSY. */
 int store_commit(struct store *store, struct store_turn *turn,
                  int (*done)(int result, const char *error, uint64_t took_usec, void *userdata), void *userdata);
+
+/* store_retry() - after a failed commit: run the same turn again, `done` as before. -EINVAL if there is none. */
+int store_retry(struct store *store);
