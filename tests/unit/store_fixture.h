@@ -246,6 +246,7 @@ static inline void random_record(struct cancel_record *record, uint64_t *seed) {
         record->deadline_usec = random_u64(seed);
         record->deadline_real_usec = random_u64(seed);
         record->killed_usec = random_u64(seed);
+        record->answered_usec = random_u64(seed);
         record->accepted_usec = random_u64(seed);
         record->accepted_real_usec = random_u64(seed);
         record->ended_usec = random_u64(seed);
@@ -307,7 +308,7 @@ static inline bool record_equal(const struct cancel_record *a, const struct canc
                a->kill_requests == b->kill_requests && a->leftover_processes == b->leftover_processes &&
                a->received_usec == b->received_usec && a->received_real_usec == b->received_real_usec &&
                a->deadline_usec == b->deadline_usec && a->deadline_real_usec == b->deadline_real_usec &&
-               a->killed_usec == b->killed_usec && a->accepted_usec == b->accepted_usec &&
+               a->killed_usec == b->killed_usec && a->answered_usec == b->answered_usec && a->accepted_usec == b->accepted_usec &&
                a->accepted_real_usec == b->accepted_real_usec && a->ended_usec == b->ended_usec &&
                a->ended_real_usec == b->ended_real_usec;
 }
