@@ -31,6 +31,13 @@ HARDEN += -D_FORTIFY_SOURCE=2
 DEFINES ?=
 endif
 
+# One short line for each file; V=1 shows the commands.
+ifeq ($(V),1)
+quiet =
+else
+quiet = @printf '  %-5s %s\n' $(1) $(2);
+endif
+
 GENERATED := $(BUILD)/generated
 # Asked when the first file is compiled, not when this file is read: `make deps` must work without pkg-config.
 pkg = $(or $(shell $(PKG_CONFIG) --print-errors --exists $(2) && echo "$$($(PKG_CONFIG) $(1) $(2)) "),$(error \
@@ -63,27 +70,27 @@ all: $(PROGRAMS)
 
 $(GENERATED)/.stamp: $(addprefix common/proto/,$(PROTOS))
 	@mkdir -p $(GENERATED)
-	protoc-c -Icommon/proto -I$(PROTO_INCLUDE) --c_out=$(GENERATED) $(addprefix common/proto/,$(PROTOS)) \
+	$(call quiet,PROTO,$(GENERATED)) protoc-c -Icommon/proto -I$(PROTO_INCLUDE) --c_out=$(GENERATED) $(addprefix common/proto/,$(PROTOS)) \
 		$(addprefix $(PROTO_INCLUDE)/,$(WELL_KNOWN))
 	@touch $@
 $(PROTO_C): $(GENERATED)/.stamp ;
 
 $(GENERATED)/%.o: $(GENERATED)/%.c
-	$(CC) -std=gnu17 -w $(OPTIMIZE) $(HARDEN) -I$(GENERATED) $(PACKAGES_CFLAGS) -c $< -o $@
+	$(call quiet,CC,$@) $(CC) -std=gnu17 -w $(OPTIMIZE) $(HARDEN) -I$(GENERATED) $(PACKAGES_CFLAGS) -c $< -o $@
 
 $(BUILD)/%.o: %.c $(GENERATED)/.stamp Makefile VERSION
 	@mkdir -p $(dir $@)
-	$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
+	$(call quiet,CC,$@) $(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -MMD -MP -c $< -o $@
 
 $(BUILD)/library.a: $(LIBRARY_O)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(call quiet,AR,$@) $(AR) rcs $@ $^
 
 $(BUILD)/spark-cancel-agent: $(BUILD)/agent/main.o $(BUILD)/library.a
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
+	$(call quiet,LD,$@) $(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
 
 $(BUILD)/spark-cancelctl: $(BUILD)/agent/ctl.o $(BUILD)/library.a
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(shell $(PKG_CONFIG) --libs libsystemd)
+	$(call quiet,LD,$@) $(CC) $(LDFLAGS_ALL) -o $@ $^ $(shell $(PKG_CONFIG) --libs libsystemd)
 
 # ---- tests ----------------------------------------------------------------------------------------------
 UNIT_C := $(wildcard tests/unit/test_*.c)
@@ -91,7 +98,7 @@ UNIT := $(patsubst tests/unit/%.c,$(BUILD)/unit/%,$(UNIT_C))
 
 $(BUILD)/unit/%: tests/unit/%.c $(BUILD)/library.a
 	@mkdir -p $(dir $@)
-	$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -Wno-missing-prototypes -Itests/unit -MMD -MP $< $(BUILD)/library.a \
+	$(call quiet,CC,$@) $(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -Wno-missing-prototypes -Itests/unit -MMD -MP $< $(BUILD)/library.a \
 		$(LDFLAGS_ALL) -o $@ -lcmocka $(LIBS)
 
 .PHONY: unit

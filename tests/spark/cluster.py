@@ -363,7 +363,7 @@ class Cluster:
 
 def parse_time(line):
     """The time stamp at the start of one of the agent's lines."""
-    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6})(Z|[+-]\d\d:?\d\d)?", line)
+    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3,6})(Z|[+-]\d\d:?\d\d)?", line)
     if not match:
         return None
     zone = (match.group(2) or "").replace("Z", "+00:00")
