@@ -188,7 +188,7 @@ static void line_add_time(struct text *line) {
                 return;
         size_t size = strftime(stamp, sizeof(stamp), "%Y-%m-%dT%H:%M:%S", &broken);
         text_add(line, stamp, size);
-        (void)snprintf(stamp, sizeof(stamp), ".%03ldZ ", now.tv_nsec / 1000000);
+        (void)snprintf(stamp, sizeof(stamp), ".%06ldZ ", now.tv_nsec / 1000);
         text_add(line, stamp, strlen(stamp));
 }
 

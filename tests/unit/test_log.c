@@ -48,7 +48,7 @@ static const char *captured(void) {
 
 /* after_time() - checks the time stamp's form and gives the rest of the line. */
 static const char *after_time(const char *line) {
-        static const char form[] = "0000-00-00T00:00:00.000Z ";
+        static const char form[] = "0000-00-00T00:00:00.000000Z ";
         for (size_t i = 0; form[i]; i++) {
                 if (form[i] == '0')
                         assert_in_range(line[i], '0', '9');
