@@ -14,6 +14,8 @@
  *   the files changed: the client's generation tells them apart.
  * - A ticket is used once (RFC 8446 appendix C.4): it is taken out when it is offered, so a session that the peer
  *   chokes on is not offered for ever. A TLS 1.2 server that resumes sends no new one: the old one goes back.
+ * - SSL_free() without a shutdown spoils the session for ever, and a connection that was lost is the very case for
+ *   which it was kept. TLS 1.1 and later do not ask for that: only an error of TLS itself spoils it here.
  * - With TLS 1.3 a server refuses our certificate after the handshake has ended for us; that error comes on read.
  */
 #include "tls.h"
@@ -49,6 +51,7 @@ struct tls_stream {
         uint64_t generation;
         int fd;
         SSL *ssl;
+        bool broken; /* TLS itself failed */
         char error[TLS_ERROR_MAX];
 };
 
@@ -528,6 +531,8 @@ int tls_stream_new(struct tls_client *client, int fd, char error[TLS_ERROR_MAX],
 struct tls_stream *tls_stream_free(struct tls_stream *stream) {
         if (!stream)
                 return NULL;
+        if (stream->ssl && !stream->broken)
+                SSL_set_shutdown(stream->ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
         SSL_free(stream->ssl);
         free(stream);
         return NULL;
@@ -546,6 +551,7 @@ static int stream_fail_ssl(struct tls_stream *stream) {
         const char *text;
         int r = error_take(&text);
 
+        stream->broken = true;
         if (verify != X509_V_OK && !alert)
                 return stream_fail(stream, "the peer's certificate is not accepted",
                                    X509_verify_cert_error_string(verify), r);
