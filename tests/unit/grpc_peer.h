@@ -22,6 +22,7 @@
 
 #include <arpa/inet.h>
 #include <assert.h>
+#include <netinet/tcp.h>
 #include <nghttp2/nghttp2.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
@@ -60,6 +61,7 @@ struct peer {
         char last_headers[8192];  /* "name: value\n"… of the last request */
         uint8_t last_body[4096];
         size_t last_body_size;
+        char sni[256];            /* of the last handshake */
 };
 
 struct peer_stream {
@@ -614,6 +616,10 @@ static bool peer_handshake(struct peer_connection *c) {
                 if (polls[1].revents != 0)
                         return false;
         }
+        const char *sni = SSL_get_servername(c->ssl, TLSEXT_NAMETYPE_host_name);
+        pthread_mutex_lock(&c->peer->mutex);
+        base_text_copy(c->peer->sni, sizeof(c->peer->sni), sni);
+        pthread_mutex_unlock(&c->peer->mutex);
         if (SSL_session_reused(c->ssl))
                 atomic_fetch_add(&c->peer->resumed, 1);
         return true;
@@ -641,6 +647,12 @@ static void peer_greet(struct peer_connection *c) {
 
 static void *peer_connection_main(void *userdata) {
         struct peer_connection *c = userdata;
+        sigset_t set;
+
+        /* In this thread alone: that the client makes no SIGPIPE is a part of the test. */
+        sigemptyset(&set);
+        sigaddset(&set, SIGPIPE);
+        pthread_sigmask(SIG_BLOCK, &set, NULL);
 
         if (!peer_handshake(c))
                 c->closing = true;
@@ -679,6 +691,8 @@ static void *peer_accept_main(void *userdata) {
                 int fd = accept4(peer->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
                 if (fd < 0)
                         continue;
+                int one = 1;
+                setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
                 struct peer_connection *c = calloc(1, sizeof(*c));
                 *c = (struct peer_connection){ .peer = peer, .fd = fd, .window = 65535, .initial_window = 65535 };
                 nghttp2_hd_inflate_new(&c->inflater);
