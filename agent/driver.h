@@ -84,3 +84,8 @@ int driver_signal(struct driver_hold *hold, int signal_number);
 
 /* driver_work_directory_status() - NULL when readable, else why not, for STATUS and `spark-cancelctl status`. */
 const char *driver_work_directory_status(const struct driver *driver);
+
+/* driver_recent() - the driver that ran `job_id` here not long ago, by what its Worker wrote into the driver's
+ * directory: for people and logs. A hint only, since the job's owner can write there: no kill and no report may rest on
+ * it. Reads up to 256 files of the work directory, so ask once, not in each turn. 0; 1: none known; -errno. */
+int driver_recent(const struct driver *driver, const char *job_id, char ret_driver_id[DRIVER_ID_MAX + 1]);

@@ -681,6 +681,83 @@ static void test_directory_exists(void **state) {
         assert_false(driver_directory_exists(tree->driver, DRIVER_2));
 }
 
+/* ---- what ended drivers left ---------------------------------------------------------------------------------------- */
+
+static void put_header(struct tree *tree, const char *driver_id, time_t written, const char *text) {
+        _cleanup_free_ char *directory = tree_path(tree->work, driver_id), *path = tree_path(directory, "stderr");
+        const struct timespec times[2] = { { .tv_sec = written }, { .tv_sec = written } };
+
+        mkdir(directory, 0755);
+        tree_write_text(path, text);
+        assert_int_equal(utimensat(AT_FDCWD, path, times, 0), 0);
+}
+
+#define LAUNCH "Launch Command: \"/usr/bin/java\" \"-cp\" \"/opt/spark/jars/*\" \"-Xmx1024M\" "
+
+static void test_recent(void **state) {
+        struct tree *tree = *state;
+        char driver_id[DRIVER_ID_MAX + 1] = "";
+        _cleanup_free_ char *fifo_directory = tree_path(tree->work, "fifo"), *fifo = tree_path(fifo_directory, "stderr");
+        _cleanup_free_ char *link_directory = tree_path(tree->work, "link"), *link = tree_path(link_directory, "stderr");
+        _cleanup_free_ char *target = tree_path(tree->work, "driver-1/stderr");
+
+        assert_int_equal(driver_recent(tree->driver, "42", driver_id), 1);
+        put_header(tree, "driver-1", 1000, LAUNCH "\"" ID "42\" \"" WRAPPER "\"\n====\n\nhello\n");
+        put_header(tree, "driver-2", 2000, LAUNCH "\"" ID "420\" \"" WRAPPER "\"\n");
+        put_header(tree, "driver-3", 3000, LAUNCH "\"" ID "7\" \"" ID "42\" \"" WRAPPER "\"\n");
+        put_header(tree, "driver-4", 4000, "\"" ID "42\"\n");
+        put_header(tree, "driver-5", 5000, LAUNCH "\"" ID "42");
+        put_header(tree, "driver-6", 6000, "");
+        put_header(tree, "driver 7", 7000, LAUNCH "\"" ID "42\"");
+        assert_int_equal(mkdir(fifo_directory, 0755), 0);
+        assert_int_equal(mkfifo(fifo, 0600), 0);
+        assert_int_equal(mkdir(link_directory, 0755), 0);
+        assert_int_equal(symlink(target, link), 0);
+        assert_int_equal(driver_recent(tree->driver, "42", driver_id), 0);
+        assert_string_equal(driver_id, "driver-1");
+        assert_int_equal(driver_recent(tree->driver, "420", driver_id), 0);
+        assert_string_equal(driver_id, "driver-2");
+        assert_int_equal(driver_recent(tree->driver, "4", driver_id), 1);
+        assert_int_equal(driver_recent(tree->driver, "", driver_id), -EINVAL);
+
+        put_header(tree, "driver-8", 8000, LAUNCH "\"" ID "42\" "); /* the newest of several */
+        assert_int_equal(driver_recent(tree->driver, "42", driver_id), 0);
+        assert_string_equal(driver_id, "driver-8");
+        if (geteuid() == 0) {
+                _cleanup_free_ char *foreign = tree_path(tree->work, "driver-8/stderr");
+
+                assert_int_equal(chown(foreign, 4242, (gid_t)-1), 0);
+                assert_int_equal(driver_recent(tree->driver, "42", driver_id), 0);
+                assert_string_equal(driver_id, "driver-1");
+        }
+        tree_remove(tree->work);
+        assert_int_equal(driver_recent(tree->driver, "42", driver_id), 1);
+}
+
+static void test_recent_bounded(void **state) {
+        struct tree *tree = *state;
+        char driver_id[DRIVER_ID_MAX + 1] = "";
+        _cleanup_free_ char *text = malloc(70 * 1024);
+
+        put_header(tree, "driver-a", 1000, LAUNCH "\"" ID "42\" ");
+        for (int i = 0; i < 300; i++) {
+                char name[32];
+
+                snprintf(name, sizeof(name), "driver-%d", i);
+                put_header(tree, name, 2000 + i, LAUNCH "\"" ID "7\" ");
+        }
+        assert_int_equal(driver_recent(tree->driver, "7", driver_id), 0);
+        assert_string_equal(driver_id, "driver-299");
+        assert_int_equal(driver_recent(tree->driver, "42", driver_id), 1); /* 256 newer ones stand before it */
+
+        assert_non_null(text);
+        memset(text, 'x', 70 * 1024);
+        memcpy(text, LAUNCH, strlen(LAUNCH));
+        snprintf(text + 66 * 1024, 1024, "\"" ID "42\" ");
+        put_header(tree, "driver-big", 9000, text);
+        assert_int_equal(driver_recent(tree->driver, "42", driver_id), 1); /* beyond the first 64 KiB */
+}
+
 static void test_bad_options(void **state) {
         struct tree *tree = *state;
         const struct driver_options options[] = {
@@ -722,6 +799,8 @@ int main(void) {
                 TREE_TEST(test_no_work_directory_known_user),
                 TREE_TEST(test_linked_work_directory),
                 TREE_TEST(test_directory_exists),
+                TREE_TEST(test_recent),
+                TREE_TEST(test_recent_bounded),
                 TREE_TEST(test_bad_options),
         };
 

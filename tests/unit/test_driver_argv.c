@@ -129,7 +129,7 @@ static void test_argv_table(void **state) {
         for (size_t i = 0; i < ARRAY_SIZE(argv_cases); i++) {
                 const struct argv_case *c = &argv_cases[i];
                 struct driver_argv argv;
-                _cleanup_free_ char *copy = parse_copy(c->bytes, c->size, c->cut, &argv);
+                char *copy = parse_copy(c->bytes, c->size, c->cut, &argv);
 
                 if (argv.kind != c->kind)
                         fail_msg("%s: kind %d, refusal %s", c->name, (int)argv.kind, argv.refusal ? argv.refusal : "none");
@@ -143,6 +143,7 @@ static void test_argv_table(void **state) {
                         assert_string_equal(argv.refusal, c->refusal);
                 else
                         assert_null(argv.refusal);
+                free(copy);
         }
 }
 
