@@ -140,10 +140,9 @@ static int settle(struct store *store) {
                        "PRAGMA page_size = 4096;"
                        "PRAGMA auto_vacuum = NONE;"
                        "PRAGMA secure_delete = OFF;" /* ON in some distributions: free pages would be written */
-                       "PRAGMA synchronous = FULL;"
-                       "PRAGMA journal_size_limit = -1;",
+                       "PRAGMA synchronous = FULL;",
                        "cannot set up the database");
-        if (r < 0)
+        if (r < 0 || (r = store_reserve_configure(store)) < 0)
                 return r;
         r = expect_text(store, "PRAGMA journal_mode = WAL", "wal");
         return r == -EUCLEAN ? -ENOTSUP : r;

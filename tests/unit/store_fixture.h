@@ -85,14 +85,14 @@ static inline void remove_tree(const char *directory) {
 
 /* -1: there is no such file */
 static inline int64_t file_size(const struct fixture *f, const char *name) {
-        char path[400];
+        char path[480];
         struct stat status;
 
         return stat(path_of(f, name, path, sizeof(path)), &status) < 0 ? -1 : status.st_size;
 }
 
 static inline uint8_t *read_bytes(const struct fixture *f, const char *name, size_t *ret_size) {
-        char path[400];
+        char path[480];
         FILE *file = fopen(path_of(f, name, path, sizeof(path)), "re");
         int64_t size = file_size(f, name);
         uint8_t *bytes;
@@ -107,7 +107,7 @@ static inline uint8_t *read_bytes(const struct fixture *f, const char *name, siz
 }
 
 static inline void write_bytes(const struct fixture *f, const char *name, size_t offset, const void *bytes, size_t size) {
-        char path[400];
+        char path[480];
         int fd = open(path_of(f, name, path, sizeof(path)), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
 
         assert_true(fd >= 0);
@@ -142,7 +142,7 @@ static inline size_t count_descriptors(void) {
 
 /* Run SQL on the closed store's file, like a person with sqlite3. */
 static inline void run_sql(const struct fixture *f, const char *name, const char *sql) {
-        char path[400];
+        char path[480];
         sqlite3 *db;
 
         assert_int_equal(sqlite3_open(path_of(f, name, path, sizeof(path)), &db), SQLITE_OK);
@@ -151,7 +151,7 @@ static inline void run_sql(const struct fixture *f, const char *name, const char
 }
 
 static inline int64_t query_sql(const struct fixture *f, const char *name, const char *sql) {
-        char path[400];
+        char path[480];
         sqlite3 *db;
         sqlite3_stmt *statement;
         int64_t value;
