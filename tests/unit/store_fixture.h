@@ -23,7 +23,7 @@
 #define GUARD_USEC (60 * USEC_PER_SEC)
 #define NOW_REAL_USEC UINT64_C(1764000000123456) /* 2025-11-24 */
 #define RESERVE_PAGES 8                          /* small, so that hundreds of stores can be made */
-#define LOADED_MAX 12000
+#define LOADED_MAX 40000
 
 struct loaded {
         struct store_operation *operations;
