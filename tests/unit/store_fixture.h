@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * store_fixture: what test_store.c and test_store_faults.c share: a directory of their own, a loop, a store on it,
+ * store_fixture: what the store's tests share: a directory of their own, a loop, a store on it,
  * operations made from a seed, and a comparison that lists every field by hand (the store's own table of columns
  * would forget the same one twice).
  */
@@ -81,6 +81,17 @@ static inline void remove_tree(const char *directory) {
         if (stream)
                 closedir(stream);
         rmdir(directory);
+}
+
+static inline void remove_files(const struct fixture *f) {
+        DIR *stream = opendir(f->directory);
+        struct dirent *entry;
+
+        assert_non_null(stream);
+        while ((entry = readdir(stream)))
+                if (entry->d_name[0] != '.')
+                        assert_int_equal(unlinkat(dirfd(stream), entry->d_name, 0), 0);
+        closedir(stream);
 }
 
 /* -1: there is no such file */
@@ -438,6 +449,46 @@ static inline const struct store_operation *find(const struct fixture *f, const 
                 if (strcmp(f->loaded.operations[i].operation_id, id) == 0)
                         return &f->loaded.operations[i];
         return NULL;
+}
+
+/* ---- turns whose wholeness shows ---------------------------------------------------------------------------- */
+
+#define NUMBERED_ROWS 20
+
+/* Turn k: all of "op-*" get sequence k, "turn-k" comes, "turn-(k-1)" goes, the revision is k. */
+static inline struct store_turn *numbered_turn(struct fixture *f, int64_t k) {
+        struct store_turn *turn = new_turn(f);
+        struct store_operation operation;
+        char id[40];
+
+        for (int i = 0; i < NUMBERED_ROWS; i++) {
+                snprintf(id, sizeof(id), "op-%d", i);
+                operation = plain_operation(id, k);
+                CHECK(store_turn_put(turn, &operation) == 0);
+        }
+        snprintf(id, sizeof(id), "turn-%" PRId64, k - 1);
+        CHECK(store_turn_delete(turn, id) == 0);
+        snprintf(id, sizeof(id), "turn-%" PRId64, k);
+        operation = plain_operation(id, k);
+        CHECK(store_turn_put(turn, &operation) == 0);
+        store_turn_set_revision(turn, k);
+        return turn;
+}
+
+static inline void assert_whole_turn(struct fixture *f, int64_t told) {
+        char id[40];
+
+        open_store(f);
+        assert_false(f->info.set_aside);
+        assert_true(f->info.revision >= told); /* what was told is there; one more may be */
+        assert_true(f->info.revision <= told + 1);
+        assert_int_equal(load(f), 0);
+        assert_int_equal(f->loaded.count, f->info.revision > 0 ? NUMBERED_ROWS + 1 : 0);
+        for (size_t i = 0; i < f->loaded.count; i++)
+                assert_int_equal(f->loaded.operations[i].sequence, f->info.revision);
+        snprintf(id, sizeof(id), "turn-%" PRId64, f->info.revision);
+        assert_true(f->info.revision == 0 || find(f, id));
+        close_store(f);
 }
 
 static inline int setup(void **state) {

@@ -32,17 +32,6 @@ static void truncate_file(const struct fixture *f, const char *name, off_t size)
         assert_int_equal(truncate(path_of(f, name, path, sizeof(path)), size), 0);
 }
 
-static void remove_files(const struct fixture *f) {
-        DIR *stream = opendir(f->directory);
-        struct dirent *entry;
-
-        assert_non_null(stream);
-        while ((entry = readdir(stream)))
-                if (entry->d_name[0] != '.')
-                        assert_int_equal(unlinkat(dirfd(stream), entry->d_name, 0), 0);
-        closedir(stream);
-}
-
 /* A fresh store in its place, which works, and the old file as it was under the name that is told. */
 static void assert_set_aside(struct fixture *f, const uint8_t *before, size_t size) {
         struct store_operation operation = plain_operation("op-new", 1);
@@ -285,27 +274,6 @@ static void test_backup_brought_back(void **state) {
 /* ---- kill -9 ------------------------------------------------------------------------------------------------ */
 
 #define KILL_ROUNDS 30
-#define KILL_ROWS 20
-
-/* Turn k: all of "op-*" get sequence k, "turn-k" comes, "turn-(k-1)" goes, the revision is k. */
-static struct store_turn *numbered_turn(struct fixture *f, int64_t k) {
-        struct store_turn *turn = new_turn(f);
-        struct store_operation operation;
-        char id[40];
-
-        for (int i = 0; i < KILL_ROWS; i++) {
-                snprintf(id, sizeof(id), "op-%d", i);
-                operation = plain_operation(id, k);
-                CHECK(store_turn_put(turn, &operation) == 0);
-        }
-        snprintf(id, sizeof(id), "turn-%" PRId64, k - 1);
-        CHECK(store_turn_delete(turn, id) == 0);
-        snprintf(id, sizeof(id), "turn-%" PRId64, k);
-        operation = plain_operation(id, k);
-        CHECK(store_turn_put(turn, &operation) == 0);
-        store_turn_set_revision(turn, k);
-        return turn;
-}
 
 static void write_turns_until_killed(struct fixture *f, int pipe_fd) {
         loop_close(f);
@@ -316,22 +284,6 @@ static void write_turns_until_killed(struct fixture *f, int pipe_fd) {
                 CHECK(commit(f, numbered_turn(f, k)) == 0);
                 CHECK(write(pipe_fd, &k, sizeof(k)) == (ssize_t)sizeof(k));
         }
-}
-
-static void assert_whole_turn(struct fixture *f, int64_t told) {
-        char id[40];
-
-        open_store(f);
-        assert_false(f->info.set_aside);
-        assert_true(f->info.revision >= told); /* what was told is there; one more may be */
-        assert_true(f->info.revision <= told + 1);
-        assert_int_equal(load(f), 0);
-        assert_int_equal(f->loaded.count, f->info.revision > 0 ? KILL_ROWS + 1 : 0);
-        for (size_t i = 0; i < f->loaded.count; i++)
-                assert_int_equal(f->loaded.operations[i].sequence, f->info.revision);
-        snprintf(id, sizeof(id), "turn-%" PRId64, f->info.revision);
-        assert_true(f->info.revision == 0 || find(f, id));
-        close_store(f);
 }
 
 static void kill_round(struct fixture *f, uint64_t *seed) {
