@@ -218,6 +218,23 @@ static void test_out_of_range_starts_over(void **state) {
         assert_int_equal(agent.notices[CONTROL_REVISION_BACKWARD], 0); /* a new order compares with nothing before */
 }
 
+/* The new order may have passed the old one's revisions: a late position of the old order is still not believed. */
+static void test_late_position_of_an_old_order(void **state) {
+        (void)state;
+        size_t old;
+
+        agent.take_at_once = false;
+        start(500);
+        old = send_withdrawn(501);
+        close_watch(GRPC_OUT_OF_RANGE, true);
+        (void)wait_watch();
+        send_withdrawn(900);
+        control_taken(agent.control, 501, old);
+        close_watch(GRPC_UNAVAILABLE, false);
+        (void)wait_watch();
+        assert_int_equal(asked_revision(), 0);
+}
+
 /* A stream that begins with 0 while nothing is stored yet is a new order, too. */
 static void test_reopened_with_zero_is_a_new_order(void **state) {
         (void)state;
@@ -478,6 +495,7 @@ int main(void) {
                 TEST(test_silence_does_not_count_with_a_full_window),
                 TEST(test_backoff_grows_and_only_progress_resets_it),
                 TEST(test_out_of_range_starts_over),
+                TEST(test_late_position_of_an_old_order),
                 TEST(test_reopened_with_zero_is_a_new_order),
                 TEST(test_aborted_waits),
                 TEST(test_made_up_statuses),

@@ -363,22 +363,27 @@ static void test_refused_batch_is_split(void **state) {
 /* A search that an outage interrupts goes on where it was. */
 static void test_split_survives_an_outage(void **state) {
         (void)state;
-        bool bad[64] = { [37] = true };
-        unsigned calls = 0;
+        bool bad[64] = { true };
 
         for (unsigned i = 0; i < 64; i++)
                 give(name_of(i), 1, true);
-        for (; control_reports_waiting(agent.control); calls++) {
+        do {
+                if (!channel.report)
+                        (void)wait_report();
+                fail_report(GRPC_INVALID_ARGUMENT, true);
                 (void)wait_report();
-                if (calls % 3 == 1)
-                        fail_report(GRPC_UNAVAILABLE, false);
-                else if (batch_has_bad(bad))
-                        fail_report(GRPC_INVALID_ARGUMENT, true);
-                else
-                        answer_all(1, "");
+                assert_true(batch_has_bad(bad));
+        } while (carried_count() > 2);
+        for (unsigned i = 0; i < 20; i++) {
+                fail_report(GRPC_UNAVAILABLE, false);
+                (void)wait_report();
         }
-        assert_int_equal(agent.answer_count, 64);
-        assert_true(calls <= 25);
+        for (;; (void)wait_report()) {
+                if (batch_has_bad(bad))
+                        break;
+                answer_all(1, "");
+        }
+        assert_int_equal(carried_count(), 2);
 }
 
 static void test_troubled_batch_is_split_after_three(void **state) {
@@ -418,6 +423,48 @@ static void test_troubled_batch_is_split_after_three(void **state) {
         assert_string_equal(carried(), "op-5:1");
         answer_all(1, "");
         assert_answer(64, "op-5", 1, CONTROL_REPORT_ACCEPTED);
+}
+
+/* Reports on which the server chokes one by one: paced among themselves, and all free as soon as one gets through. */
+static void test_known_bad_reports(void **state) {
+        (void)state;
+        uint64_t last = 0;
+
+        for (unsigned i = 0; i < 8; i++)
+                give(name_of(i), 1, true);
+        for (unsigned lone = 0; lone < 500;) {
+                (void)wait_report();
+                lone = carried_count() == 1 ? lone + 1 : 0;
+                if (lone > 100) /* by now each stands alone */
+                        assert_true(loop.now_usec - last >= MIN_USEC);
+                last = loop.now_usec;
+                fail_report(GRPC_INTERNAL, true);
+        }
+        (void)wait_report();
+        answer_all(1, "");
+        assert_int_equal(wait_report(), 0);
+        assert_int_equal(carried_count(), 7);
+        answer_all(1, "");
+        assert_int_equal(agent.answer_count, 8);
+}
+
+/* A stream of new reports does not starve a batch that failed. */
+static void test_failed_batch_takes_its_turn(void **state) {
+        (void)state;
+        give("op-0", 1, true);
+        (void)wait_report();
+        fail_report(GRPC_INTERNAL, true);
+        give("op-1", 1, true);
+        for (unsigned i = 2; i < 8; i++) {
+                if (!channel.report)
+                        (void)wait_report();
+                if (strcmp(carried(), "op-0:1") == 0)
+                        return;
+                give(name_of(i), 1, true); /* there is always a new one */
+                answer_all(1, "");
+                run_for(MIN_USEC);
+        }
+        fail_msg("the failed report was not tried again");
 }
 
 /* A server that chokes on everything for hours is not hammered, and all is delivered when it is well again. */
@@ -813,6 +860,8 @@ int main(void) {
                 TEST(test_refused_batch_is_split),
                 TEST(test_split_survives_an_outage),
                 TEST(test_troubled_batch_is_split_after_three),
+                TEST(test_known_bad_reports),
+                TEST(test_failed_batch_takes_its_turn),
                 TEST(test_server_in_trouble),
                 TEST(test_other_statuses_keep_and_retry),
                 TEST(test_report_pushback),
