@@ -29,12 +29,11 @@ SMALL_DRIVER = {
     "spark.driver.memory": "64m",
     "spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:CICompilerCount=1",
 }
-# Spark 3.5 gives a REST-submitted driver none of the module options that a SparkContext needs on JDK 17.
-MODULE_OPTIONS = " ".join(
-    f"--add-opens=java.base/{package}=ALL-UNNAMED"
-    for package in ("java.lang", "java.lang.invoke", "java.lang.reflect", "java.io", "java.net", "java.nio", "java.util",
-                    "java.util.concurrent", "java.util.concurrent.atomic", "sun.nio.ch", "sun.nio.cs",
-                    "sun.security.action", "sun.util.calendar"))
+# Spark 3.5 gives a REST-submitted driver none of the module options that a SparkContext needs on JDK 17. These are
+# the ones that the job Context needs: a property's value may have 256 characters at most.
+MODULE_OPTIONS = " ".join(f"--add-opens=java.base/{package}=ALL-UNNAMED"
+                          for package in ("java.lang.invoke", "java.nio", "sun.nio.ch"))
+
 
 
 class Failure(Exception):
