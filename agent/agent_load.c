@@ -109,11 +109,14 @@ static void load_restart(struct operation *o) {
 }
 
 int agent_load(struct agent *agent) {
+        char error[300] = "";
         struct operation *o, *next;
-        int r = store_load(agent->store, load_visit, agent);
+        int r = store_load(agent->store, load_visit, agent, error, sizeof error);
 
-        if (r < 0)
+        if (r < 0) {
+                journal_write(JOURNAL_STORE_FAILED, NULL, "cannot read the state database: %s", error[0] ? error : strerror(-r));
                 return r;
+        }
         TAILQ_FOREACH_SAFE_(o, &agent->all, all_link, next)
                 load_restart(o);
         return 0;

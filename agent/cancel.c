@@ -191,6 +191,8 @@ static bool we_ended_it(const struct cancel *c) {
 /* The outcome that the words allow now, for a driver whose process is gone and that did not come back; NONE: more
  * must be known. Follows the rows of the contract's table. */
 static enum cancel_outcome outcome_of_gone(const struct cancel *c) {
+        if (c->record.dry_run)
+                return CANCEL_DRY_RUN; /* it was here */
         if (we_ended_it(c))
                 return CANCEL_CANCELLED;
         switch (c->record.word) {
@@ -217,7 +219,7 @@ static enum cancel_outcome outcome_of_gone(const struct cancel *c) {
 /* A supervised driver comes back under a new pid or a new id; until the window is over its end is not the end. */
 static bool may_come_back(const struct cancel *c, const struct cancel_config *config, const struct cancel_now *now) {
         uint64_t until = base_usec_add(c->record.ended_usec, config->relaunch_window_usec);
-        return c->record.supervised && now->usec < base_min_u64(until, c->record.deadline_usec);
+        return c->record.supervised && !c->record.dry_run && now->usec < base_min_u64(until, c->record.deadline_usec);
 }
 
 static void settle_poll(struct cancel *c, uint64_t interval, const struct cancel_now *now) {
@@ -300,8 +302,12 @@ static void deadline_passed(struct cancel *c, const struct cancel_now *now, stru
 
 /* ---- escalation: local signals, only where the operator allowed them ------------------------------------------ */
 
+static bool may_signal(const struct cancel *c, const struct cancel_config *config) {
+        return config->escalation != CANCEL_ESCALATION_NONE && c->driver_held && !c->record.dry_run;
+}
+
 static uint64_t escalation_usec(const struct cancel *c, const struct cancel_config *config) {
-        if (config->escalation == CANCEL_ESCALATION_NONE || !c->driver_held || c->record.answered_usec == 0)
+        if (!may_signal(c, config) || c->record.answered_usec == 0)
                 return USEC_NEVER;
         if (c->record.state != CANCEL_KILL && c->record.state != CANCEL_WAIT)
                 return USEC_NEVER;
@@ -550,9 +556,11 @@ static bool note_refused(struct cancel *c, const struct cancel_config *config, c
         }
         if (c->refused_usec == 0)
                 c->refused_usec = now->usec;
+        if (c->record.state == CANCEL_WAIT)
+                return false; /* a kill was accepted: its end is waited for */
         if (now->usec < base_usec_add(c->refused_usec, 2 * config->kill_retry_usec))
                 return false;
-        if (config->escalation != CANCEL_ESCALATION_NONE && c->driver_held)
+        if (may_signal(c, config))
                 begin_term(c, config, now, u);
         else if (c->record.state == CANCEL_SETTLE && c->scanned && outcome_of_gone(c) != CANCEL_OUTCOME_NONE)
                 conclude(c, u, outcome_of_gone(c));
@@ -655,6 +663,8 @@ static void on_status(struct cancel *c, const struct cancel_config *config, cons
         if (!is_working(c->record.state) || !c->asking)
                 return;
         c->asking = false;
+        if (c->record.state == CANCEL_TERM || c->record.state == CANCEL_FORCE)
+                return; /* past asking: the pidfd or the deadline ends these */
         switch (e->answer) {
         case CANCEL_ANSWER_ACCEPTED:
                 status_known(c, config, e, now, u);
@@ -707,6 +717,8 @@ static void kill_accepted(struct cancel *c, const struct cancel_config *config, 
 static void kill_unknown(struct cancel *c, const struct cancel_config *config, const struct cancel_now *now,
                          struct cancel_update *u) {
         note_master(c, u);
+        if (c->record.state == CANCEL_SETTLE)
+                settle_evaluate(c, config, now, u);
         if (c->record.state != CANCEL_KILL)
                 return;
         release_slot(c, u);
@@ -745,6 +757,8 @@ static void on_kill_answered(struct cancel *c, const struct cancel_config *confi
         case CANCEL_ANSWER_MAX:
                 return;
         }
+        if (c->record.state == CANCEL_SETTLE)
+                settle_evaluate(c, config, now, u);
         if (c->record.state != CANCEL_KILL)
                 return;
         c->attempts++;

@@ -39,8 +39,8 @@ static const struct {
         const char *text;
         enum log_priority level;
 } levels[] = {
-        { "err", LOG_PRIORITY_ERR },   { "warning", LOG_PRIORITY_WARNING }, { "notice", LOG_PRIORITY_NOTICE },
-        { "info", LOG_PRIORITY_INFO }, { "debug", LOG_PRIORITY_DEBUG },
+        {"err", LOG_PRIORITY_ERR},   {"warning", LOG_PRIORITY_WARNING}, {"notice", LOG_PRIORITY_NOTICE},
+        {"info", LOG_PRIORITY_INFO}, {"debug", LOG_PRIORITY_DEBUG},
 };
 
 int log_level_from_text(const char *text, enum log_priority *ret) {
@@ -122,7 +122,7 @@ static void journal_add(struct text *text, struct iovec *iov, size_t *count, con
         text_add(text, name, strlen(name));
         text_add(text, "=", 1);
         text_add_escaped(text, value);
-        iov[(*count)++] = (struct iovec){ .iov_base = text->data + begin, .iov_len = text->used - begin };
+        iov[(*count)++] = (struct iovec){.iov_base = text->data + begin, .iov_len = text->used - begin};
         text->used++; /* keep the NUL: pieces stay apart for who looks with a debugger */
         if (text->used >= text->size)
                 text->used = text->size - 1;
@@ -131,7 +131,7 @@ static void journal_add(struct text *text, struct iovec *iov, size_t *count, con
 static int journal_write(enum log_priority priority, const char *message_id, const struct log_field *fields,
                          size_t field_count, const char *message) {
         char bytes[JOURNAL_TEXT_MAX], number[16];
-        struct text text = { .data = bytes, .size = sizeof(bytes) };
+        struct text text = {.data = bytes, .size = sizeof(bytes)};
         struct iovec iov[FIELDS_MAX];
         size_t count = 0;
 
@@ -153,7 +153,7 @@ static int journal_write(enum log_priority priority, const char *message_id, con
 /* line_add_value() - bare when that is unambiguous, else in quotes with \" and \\ inside. */
 static void line_add_value(struct text *line, const char *value) {
         char bytes[MESSAGE_MAX + 1];
-        struct text escaped = { .data = bytes, .size = sizeof(bytes) };
+        struct text escaped = {.data = bytes, .size = sizeof(bytes)};
 
         bytes[0] = '\0';
         text_add_escaped(&escaped, value);
@@ -188,12 +188,12 @@ static void line_add_time(struct text *line) {
                 return;
         size_t size = strftime(stamp, sizeof(stamp), "%Y-%m-%dT%H:%M:%S", &broken);
         text_add(line, stamp, size);
-        (void)snprintf(stamp, sizeof(stamp), ".%03ldZ ", now.tv_nsec / 1000000);
+        (void)snprintf(stamp, sizeof(stamp), ".%06ldZ ", now.tv_nsec / 1000);
         text_add(line, stamp, strlen(stamp));
 }
 
 static void stderr_send(const char *line, size_t size) {
-        struct pollfd poll_fd = { .fd = STDERR_FILENO, .events = POLLOUT };
+        struct pollfd poll_fd = {.fd = STDERR_FILENO, .events = POLLOUT};
         int wait_msec = atomic_load(&stderr_stuck) ? 0 : STDERR_WAIT_MSEC;
 
         if (poll(&poll_fd, 1, wait_msec) != 1 || !(poll_fd.revents & POLLOUT) ||
@@ -207,9 +207,9 @@ static void stderr_send(const char *line, size_t size) {
 
 /* stderr_send_dropped() - once there is room again, say what is missing. */
 static void stderr_send_dropped(void) {
-        struct pollfd poll_fd = { .fd = STDERR_FILENO, .events = POLLOUT };
+        struct pollfd poll_fd = {.fd = STDERR_FILENO, .events = POLLOUT};
         char bytes[128];
-        struct text line = { .data = bytes, .size = sizeof(bytes) };
+        struct text line = {.data = bytes, .size = sizeof(bytes)};
 
         if (atomic_load(&lines_dropped) == 0 || poll(&poll_fd, 1, 0) != 1 || !(poll_fd.revents & POLLOUT))
                 return;
@@ -225,7 +225,7 @@ static void stderr_send_dropped(void) {
 static void stderr_write(enum log_priority priority, const struct log_field *fields, size_t field_count,
                          const char *message) {
         char bytes[LINE_MAX_BYTES + 1];
-        struct text line = { .data = bytes, .size = sizeof(bytes) - 1 }; /* one byte stays for the newline */
+        struct text line = {.data = bytes, .size = sizeof(bytes) - 1}; /* one byte stays for the newline */
         bool first = true;
 
         bytes[0] = '\0';

@@ -31,21 +31,21 @@ static void test_ids(void **state) {
                 size_t size;
                 bool id, driver_id;
         } cases[] = {
-                { "", 0, false, false },
-                { "a", 1, true, true },
-                { ".", 1, true, false },
-                { "..", 2, true, false },
-                { "...", 3, true, true },
-                { ".a", 2, true, true },
-                { "driver-20261124140203-0001", 26, true, true },
-                { "a b", 3, false, false },
-                { "a\0b", 3, false, false },
-                { "a\n", 2, false, false },
-                { "a\x7f", 2, false, false },
-                { "\xc3\xa9", 2, false, false },
-                { "a/b", 3, true, false },
-                { "a%2e", 4, true, false },
-                { "~!", 2, true, false },
+                {"", 0, false, false},
+                {"a", 1, true, true},
+                {".", 1, true, false},
+                {"..", 2, true, false},
+                {"...", 3, true, true},
+                {".a", 2, true, true},
+                {"driver-20261124140203-0001", 26, true, true},
+                {"a b", 3, false, false},
+                {"a\0b", 3, false, false},
+                {"a\n", 2, false, false},
+                {"a\x7f", 2, false, false},
+                {"\xc3\xa9", 2, false, false},
+                {"a/b", 3, true, false},
+                {"a%2e", 4, true, false},
+                {"~!", 2, true, false},
         };
         char longest[DRIVER_ID_MAX + 1];
 
@@ -85,23 +85,23 @@ static void test_escape(void **state) {
                 size_t room;
                 const char *expected;
         } cases[] = {
-                { "plain", 5, 64, "plain" },
-                { "", 0, 64, "" },
-                { "a\nb\0c\x7f", 6, 64, "a\\x0Ab\\x00c\\x7F" },
-                { "\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80", 9, 64, "\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80" },
-                { "\xc2\x9b", 2, 64, "\\xC2\\x9B" },            /* C1: a terminal takes it for ESC [ */
-                { "\xc0\xaf", 2, 64, "\\xC0\\xAF" },            /* overlong */
-                { "\xe0\x80\xaf", 3, 64, "\\xE0\\x80\\xAF" },   /* overlong */
-                { "\xed\xa0\x80", 3, 64, "\\xED\\xA0\\x80" },   /* surrogate */
-                { "\xf4\x90\x80\x80", 4, 64, "\\xF4\\x90\\x80\\x80" },
-                { "\xf0\x80\x80\x80", 4, 64, "\\xF0\\x80\\x80\\x80" },
-                { "\xff", 1, 64, "\\xFF" },
-                { "\xe2\x82", 2, 64, "\\xE2\\x82" },            /* ends too early */
-                { "a\xe2\x82\xac", 4, 4, "a" },                 /* cut at a whole character */
-                { "a\xe2\x82\xac", 4, 5, "a\xe2\x82\xac" },
-                { "a\nb", 3, 5, "a" },                          /* and at a whole escape */
-                { "a\nb", 3, 6, "a\\x0A" },
-                { "abc", 3, 1, "" },
+                {"plain", 5, 64, "plain"},
+                {"", 0, 64, ""},
+                {"a\nb\0c\x7f", 6, 64, "a\\x0Ab\\x00c\\x7F"},
+                {"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80", 9, 64, "\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80"},
+                {"\xc2\x9b", 2, 64, "\\xC2\\x9B"},          /* C1: a terminal takes it for ESC [ */
+                {"\xc0\xaf", 2, 64, "\\xC0\\xAF"},          /* overlong */
+                {"\xe0\x80\xaf", 3, 64, "\\xE0\\x80\\xAF"}, /* overlong */
+                {"\xed\xa0\x80", 3, 64, "\\xED\\xA0\\x80"}, /* surrogate */
+                {"\xf4\x90\x80\x80", 4, 64, "\\xF4\\x90\\x80\\x80"},
+                {"\xf0\x80\x80\x80", 4, 64, "\\xF0\\x80\\x80\\x80"},
+                {"\xff", 1, 64, "\\xFF"},
+                {"\xe2\x82", 2, 64, "\\xE2\\x82"}, /* ends too early */
+                {"a\xe2\x82\xac", 4, 4, "a"},      /* cut at a whole character */
+                {"a\xe2\x82\xac", 4, 5, "a\xe2\x82\xac"},
+                {"a\nb", 3, 5, "a"}, /* and at a whole escape */
+                {"a\nb", 3, 6, "a\\x0A"},
+                {"abc", 3, 1, ""},
         };
         char target[64];
 
@@ -141,12 +141,21 @@ static void test_parse(void **state) {
                 int result;
                 uint64_t value;
         } cases[] = {
-                { "5", 0, 5 },          { "10", 0, 10 },          { "007", 0, 7 },
-                { "4", -ERANGE, 0 },    { "11", -ERANGE, 0 },     { "", -EINVAL, 0 },
-                { "-5", -EINVAL, 0 },   { "+5", -EINVAL, 0 },     { " 5", -EINVAL, 0 },
-                { "5 ", -EINVAL, 0 },   { "0x5", -EINVAL, 0 },    { "5.0", -EINVAL, 0 },
-                { "18446744073709551616", -ERANGE, 0 },           { "99999999999999999999999", -ERANGE, 0 },
-                { "18446744073709551621", -ERANGE, 0 }, /* wraps to 5 */
+                {"5", 0, 5},
+                {"10", 0, 10},
+                {"007", 0, 7},
+                {"4", -ERANGE, 0},
+                {"11", -ERANGE, 0},
+                {"", -EINVAL, 0},
+                {"-5", -EINVAL, 0},
+                {"+5", -EINVAL, 0},
+                {" 5", -EINVAL, 0},
+                {"5 ", -EINVAL, 0},
+                {"0x5", -EINVAL, 0},
+                {"5.0", -EINVAL, 0},
+                {"18446744073709551616", -ERANGE, 0},
+                {"99999999999999999999999", -ERANGE, 0},
+                {"18446744073709551621", -ERANGE, 0}, /* wraps to 5 */
         };
         uint64_t value;
 
@@ -244,11 +253,10 @@ static void test_cleanup(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_usec),          cmocka_unit_test(test_ids),
-                cmocka_unit_test(test_copy),          cmocka_unit_test(test_escape),
-                cmocka_unit_test(test_escape_random), cmocka_unit_test(test_parse),
-                cmocka_unit_test(test_buffer),        cmocka_unit_test(test_buffer_grows),
-                cmocka_unit_test(test_backoff),       cmocka_unit_test(test_cleanup),
+                cmocka_unit_test(test_usec),    cmocka_unit_test(test_ids),           cmocka_unit_test(test_copy),
+                cmocka_unit_test(test_escape),  cmocka_unit_test(test_escape_random), cmocka_unit_test(test_parse),
+                cmocka_unit_test(test_buffer),  cmocka_unit_test(test_buffer_grows),  cmocka_unit_test(test_backoff),
+                cmocka_unit_test(test_cleanup),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

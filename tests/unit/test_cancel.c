@@ -543,6 +543,7 @@ static void test_supervised_driver_comes_back(void **state) {
 /* What the walk tells apart: everything but the clock; of times only whether they are set or due. */
 struct abstract {
         struct cancel cancel;
+        uint64_t escalation;
 };
 
 static uint64_t fold_time(uint64_t at, uint64_t now) {
@@ -550,7 +551,7 @@ static uint64_t fold_time(uint64_t at, uint64_t now) {
 }
 
 static struct abstract abstract_of(const struct bench *b) {
-        struct abstract a = { b->cancel };
+        struct abstract a = { b->cancel, b->config->escalation };
         struct cancel_record *r = &a.cancel.record;
 
         r->accepted_usec = r->accepted_usec > 0;
@@ -560,6 +561,19 @@ static struct abstract abstract_of(const struct bench *b) {
         r->deadline_usec = fold_time(r->deadline_usec, b->now);
         r->accepted_real_usec = r->ended_real_usec = r->received_usec = r->received_real_usec = r->deadline_real_usec = 0;
         r->kill_requests = (uint32_t)base_min_u64(r->kill_requests, 2);
+        if (!cancel_is_open(r->state) || r->state == CANCEL_REPORT) /* nothing but outcome and withdrawal steers these */
+                a.cancel = (struct cancel){ .record = { .state = r->state, .outcome = r->outcome, .withdrawn = r->withdrawn } };
+        if (r->word == CANCEL_WORD_OTHER || r->word == CANCEL_WORD_SUBMITTED)
+                r->word = CANCEL_WORD_NONE;
+        if (r->word == CANCEL_WORD_FAILED) /* steers as FINISHED does, to another name of outcome */
+                r->word = CANCEL_WORD_FINISHED;
+        if (r->driver_id[0]) /* which of the two drivers it is makes no difference: the events are relative to it */
+                base_text_copy(r->driver_id, sizeof r->driver_id, "driver");
+        r->process = (struct cancel_process){ .pid = r->process.pid > 0 };
+        r->refused_auth = false;
+        r->progress = CANCEL_OUTCOME_NONE;
+        if (cancel_is_open(r->state) && r->state != CANCEL_REPORT)
+                r->withdrawn = false;
         a.cancel.attempts = 0;
         a.cancel.unknown_answers = (uint32_t)base_min_u64(a.cancel.unknown_answers, 2);
         a.cancel.unknown_usec = 0;
@@ -579,7 +593,12 @@ static uint64_t hash_of(const struct abstract *a) {
         return hash ? hash : 1;
 }
 
-#define WALK_MAX (1u << 21)
+#define WALK_MAX (1u << 20)
+#ifdef DEBUG_CHECKS /* under sanitizers a part of the walk; the plain build makes all of it */
+#        define WALK_STATES 30000
+#else
+#        define WALK_STATES WALK_MAX
+#endif
 
 struct walk {
         struct bench *queue;
@@ -621,20 +640,24 @@ static void walk_step(struct walk *w, const struct bench *from, const struct can
         walk_visit(w, &b);
 }
 
+/* Scans: none, the process that the record knows, another one (supervised or not), a directory. */
 static void walk_scans(struct walk *w, const struct bench *b) {
+        bool first = strcmp(b->cancel.record.driver_id, "driver-1") == 0;
+
         for (int variant = 0; variant < 6; variant++) {
                 struct cancel_event event = { .type = CANCEL_EVENT_SCANNED };
+                bool another = variant == 3 || variant == 5;
                 event.process_alive = variant == 0 || variant == 2;
-                if (variant >= 1 && variant <= 3) {
-                        event.scan = CANCEL_SCAN_PROCESS;
-                        event.process.pid = variant == 3 ? 101 : 100;
-                        event.process.worker_pid = 7;
-                        event.supervised = variant == 2;
-                }
-                if (variant == 4)
+                if (variant == 1) {
                         event.scan = CANCEL_SCAN_DIRECTORY;
+                } else if (variant > 1) {
+                        event.scan = CANCEL_SCAN_PROCESS;
+                        event.process.pid = first != another ? 100 : 101;
+                        event.process.worker_pid = 7;
+                        event.supervised = variant > 3;
+                }
                 if (event.scan != CANCEL_SCAN_NONE)
-                        base_text_copy(event.driver_id, sizeof event.driver_id, variant == 3 ? "driver-2" : "driver-1");
+                        base_text_copy(event.driver_id, sizeof event.driver_id, first != another ? "driver-1" : "driver-2");
                 walk_step(w, b, &event);
         }
 }
@@ -680,7 +703,7 @@ static void test_every_reachable_state(void **state) {
                 struct bench b = begin(variant == 1, variant == 2 ? &kill : &config);
                 walk_visit(&w, &b);
         }
-        while (w.head < w.count) {
+        while (w.head < w.count && w.head < WALK_STATES) {
                 struct bench b = w.queue[w.head++];
                 walk_all(&w, &b);
         }
@@ -688,7 +711,7 @@ static void test_every_reachable_state(void **state) {
                 for (int e = 0; e < CANCEL_EVENT_TYPE_MAX; e++)
                         pairs += w.pairs[s][e] > 0;
                 for (int t = 0; t < CANCEL_STATE_MAX; t++) {
-                        if (s != t && cancel_transition_allowed(s, t) && w.moves[s][t] == 0)
+                        if (s != t && cancel_transition_allowed(s, t) && w.moves[s][t] == 0 && w.head == w.count)
                                 fail_msg("the allowed move %s -> %s was never made", cancel_state_to_text(s), cancel_state_to_text(t));
                         moves += s != t && w.moves[s][t] > 0;
                 }

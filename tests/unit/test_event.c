@@ -347,7 +347,8 @@ static void test_signal(void **state) {
 static int job_count(void *userdata) {
         struct fixture *f = userdata;
         sigset_t blocked;
-        if (pthread_sigmask(SIG_SETMASK, NULL, &blocked) != 0 || !sigismember(&blocked, SIGTERM) || !sigismember(&blocked, SIGUSR2))
+        if (pthread_sigmask(SIG_SETMASK, NULL, &blocked) != 0 || !sigismember(&blocked, SIGTERM) ||
+            !sigismember(&blocked, SIGUSR2))
                 return -EINVAL;
         f->thread = pthread_self();
         return f->result + 1; /* 1, 2, 3: jobs run in order, done sees it */
@@ -389,7 +390,7 @@ static int job_gate(void *userdata) {
 
 static int done_order(int result, void *userdata) {
         struct step *step = userdata;
-        char word[2] = { (char)('0' + result), '\0' };
+        char word[2] = {(char)('0' + result), '\0'};
         note(step->fixture, word);
         if (result == 9)
                 event_exit(step->fixture->event, 0);
@@ -402,7 +403,7 @@ static void test_worker_order(void **state) {
 
         assert_int_equal(event_worker_new(f->event, "worker", &f->worker), 0);
         for (int i = 0; i < 10; i++) {
-                steps[i] = (struct step){ .fixture = f, .number = i, .gate = -1 };
+                steps[i] = (struct step){.fixture = f, .number = i, .gate = -1};
                 assert_int_equal(event_worker_run(f->worker, job_gate, done_order, &steps[i]), 0);
         }
         assert_int_equal(event_run(f->event), 0);
@@ -424,8 +425,8 @@ static int done_never(int result, void *userdata) {
 
 static void test_worker_freed_in_done(void **state) {
         struct fixture *f = *state;
-        struct step first = { .fixture = f, .number = 1, .gate = -1 };
-        struct step second = { .fixture = f, .number = 2, .gate = -1 };
+        struct step first = {.fixture = f, .number = 1, .gate = -1};
+        struct step second = {.fixture = f, .number = 2, .gate = -1};
 
         assert_int_equal(event_worker_new(f->event, "worker", &f->worker), 0);
         assert_int_equal(event_worker_run(f->worker, job_gate, done_frees_worker, &first), 0);
@@ -443,8 +444,8 @@ static void *open_gate(void *userdata) {
 /* The running job is waited for, the waiting ones are dropped, nobody is called. */
 static void test_worker_freed_while_busy(void **state) {
         struct fixture *f = *state;
-        struct step busy = { .fixture = f, .number = 1, .gate = eventfd(0, EFD_CLOEXEC) };
-        struct step waiting = { .fixture = f, .number = 2, .gate = -1 };
+        struct step busy = {.fixture = f, .number = 1, .gate = eventfd(0, EFD_CLOEXEC)};
+        struct step waiting = {.fixture = f, .number = 2, .gate = -1};
         pthread_t opener;
 
         assert_true(busy.gate >= 0);
@@ -464,7 +465,7 @@ static int done_fails(int result, void *userdata) {
 
 static void test_worker_failure_ends_the_loop(void **state) {
         struct fixture *f = *state;
-        struct step step = { .fixture = f, .number = -EIO, .gate = -1 };
+        struct step step = {.fixture = f, .number = -EIO, .gate = -1};
 
         assert_int_equal(event_worker_new(f->event, "worker", &f->worker), 0);
         assert_int_equal(event_worker_run(f->worker, job_gate, done_fails, &step), 0);

@@ -48,7 +48,7 @@ static const char *captured(void) {
 
 /* after_time() - checks the time stamp's form and gives the rest of the line. */
 static const char *after_time(const char *line) {
-        static const char form[] = "0000-00-00T00:00:00.000Z ";
+        static const char form[] = "0000-00-00T00:00:00.000000Z ";
         for (size_t i = 0; form[i]; i++) {
                 if (form[i] == '0')
                         assert_in_range(line[i], '0', '9');
@@ -60,14 +60,16 @@ static const char *after_time(const char *line) {
 
 static void test_line(void **state) {
         const struct log_field fields[] = {
-                { "SPARK_JOB_ID", "j1" },    { "SPARK_DRIVER_ID", "" }, { "SPARK_MASTER", NULL },
-                { "SPARK_STATE", "a b" },    { "OTHER", "x=\"y\"" },    { "SPARK_OUTCOME", "l1\nl2\x9b" },
+                {"SPARK_JOB_ID", "j1"}, {"SPARK_DRIVER_ID", ""}, {"SPARK_MASTER", NULL},
+                {"SPARK_STATE", "a b"}, {"OTHER", "x=\"y\""},    {"SPARK_OUTCOME", "l1\nl2\x9b"},
         };
         (void)state;
         capture_begin();
-        log_write(LOG_PRIORITY_WARNING, "0123456789abcdef0123456789abcdef", fields, ARRAY_SIZE(fields), "kill %d of %s", 1, "x");
-        assert_string_equal(after_time(captured()), "warning kill 1 of x  job_id=j1 state=\"a b\" other=\"x=\\\"y\\\"\" "
-                                                    "outcome=l1\\x0Al2\\x9B\n");
+        log_write(LOG_PRIORITY_WARNING, "0123456789abcdef0123456789abcdef", fields, ARRAY_SIZE(fields), "kill %d of %s",
+                  1, "x");
+        assert_string_equal(after_time(captured()),
+                            "warning kill 1 of x  job_id=j1 state=\"a b\" other=\"x=\\\"y\\\"\" "
+                            "outcome=l1\\x0Al2\\x9B\n");
         log_write(LOG_PRIORITY_ERR, NULL, NULL, 0, "bad\nfake 2026 info line\x1b[31m \xe2\x82\xac");
         assert_string_equal(after_time(captured()), "err bad\\x0Afake 2026 info line\\x1B[31m \xe2\x82\xac\n");
 }
@@ -77,8 +79,8 @@ static void test_levels(void **state) {
                 const char *text;
                 enum log_priority level;
         } cases[] = {
-                { "err", LOG_PRIORITY_ERR },   { "warning", LOG_PRIORITY_WARNING }, { "notice", LOG_PRIORITY_NOTICE },
-                { "info", LOG_PRIORITY_INFO }, { "debug", LOG_PRIORITY_DEBUG },
+                {"err", LOG_PRIORITY_ERR},   {"warning", LOG_PRIORITY_WARNING}, {"notice", LOG_PRIORITY_NOTICE},
+                {"info", LOG_PRIORITY_INFO}, {"debug", LOG_PRIORITY_DEBUG},
         };
         enum log_priority level = LOG_PRIORITY_NOTICE;
 
@@ -113,7 +115,7 @@ static void test_bounds(void **state) {
         big[sizeof(big) - 1] = '\0';
         memcpy(big + 2046, "\xe2\x82\xac", 3); /* the cut at 2048 would fall into it */
         for (size_t i = 0; i < ARRAY_SIZE(fields); i++)
-                fields[i] = (struct log_field){ "SPARK_X", big };
+                fields[i] = (struct log_field){"SPARK_X", big};
         capture_begin();
         errno = EXDEV;
         log_write(LOG_PRIORITY_INFO, NULL, NULL, 0, "%s", big);
@@ -150,7 +152,8 @@ static void test_reader_hangs(void **state) {
         assert_in_range(lines, 100, 4999);
         log_write(LOG_PRIORITY_INFO, NULL, NULL, 0, "after");
         char expected[128];
-        (void)snprintf(expected, sizeof(expected), "warning %zu log lines dropped: stderr took no more\n", 5000 - lines);
+        (void)snprintf(expected, sizeof(expected), "warning %zu log lines dropped: stderr took no more\n",
+                       5000 - lines);
         const char *rest = after_time(captured());
         assert_non_null(base_text_starts_with(rest, expected));
         assert_string_equal(after_time(rest + strlen(expected)), "info after\n");
@@ -167,7 +170,7 @@ static void test_stderr_closed(void **state) {
 
 /* An inherited $JOURNAL_STREAM that is not our stderr: text to stderr. */
 static void test_foreign_journal_stream(void **state) {
-        static const char *const cases[] = { "1:1", "", "x", "18446744073709551616:1", ":" };
+        static const char *const cases[] = {"1:1", "", "x", "18446744073709551616:1", ":"};
         (void)state;
         capture_begin();
         for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
@@ -189,9 +192,9 @@ static void claim_stderr_is_journal(void) {
 
 /* Last: after unshare() this process has a /run/systemd of its own. */
 static void test_journal(void **state) {
-        static const struct sockaddr_un address = { .sun_family = AF_UNIX, .sun_path = "/run/systemd/journal/socket" };
+        static const struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "/run/systemd/journal/socket"};
         char text[65536];
-        struct log_field fields[40] = { { "SPARK_JOB_ID", "j1" }, { "SPARK_STATE", "a\nPRIORITY=0" }, { "SPARK_NONE", "" } };
+        struct log_field fields[40] = {{"SPARK_JOB_ID", "j1"}, {"SPARK_STATE", "a\nPRIORITY=0"}, {"SPARK_NONE", ""}};
 
         (void)state;
         if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
@@ -223,7 +226,7 @@ static void test_journal(void **state) {
         memset(big, 'v', sizeof(big) - 1);
         big[sizeof(big) - 1] = '\0';
         for (size_t i = 0; i < ARRAY_SIZE(fields); i++)
-                fields[i] = (struct log_field){ "SPARK_X", big };
+                fields[i] = (struct log_field){"SPARK_X", big};
         log_write(LOG_PRIORITY_INFO, NULL, fields, ARRAY_SIZE(fields), "%s", big);
         size = recv(fd, text, sizeof(text) - 1, 0);
         assert_in_range(size, 2048, 20000); /* bounded */

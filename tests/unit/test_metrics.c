@@ -113,7 +113,7 @@ static void read_line(struct reader *reader, const char *line) {
 }
 
 static void check_text(char *text) {
-        struct reader reader = { 0 };
+        struct reader reader = {0};
 
         assert_true(base_text_is_utf8(text, strlen(text)));
         assert_true(strlen(text) > 0 && text[strlen(text) - 1] == '\n');
@@ -239,7 +239,9 @@ static void test_labels_are_bounded(void **state) {
         assert_int_equal(metrics_get(METRICS_MASTER_ANSWERS, "answer31"), 0);
         assert_int_equal(metrics_get(METRICS_MASTER_ANSWERS, "other"), 69 + 1);
         _cleanup_free_ char *text = rendered();
-        assert_has_line(text, "spark_cancel_agent_master_answers_total{answer=\"quote\\\" back\\\\slash\\\\x0Aline \\\\xFF\"} 1");
+        assert_has_line(
+                text,
+                "spark_cancel_agent_master_answers_total{answer=\"quote\\\" back\\\\slash\\\\x0Aline \\\\xFF\"} 1");
         assert_has_line(text, "spark_cancel_agent_master_answers_total{answer=\"other\"} 70");
         check_text(text);
 }
@@ -287,9 +289,12 @@ static void test_file(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_fresh),         cmocka_unit_test(test_counting),
-                cmocka_unit_test(test_histogram),     cmocka_unit_test(test_wrong_use),
-                cmocka_unit_test(test_labels_are_bounded), cmocka_unit_test(test_small_buffer),
+                cmocka_unit_test(test_fresh),
+                cmocka_unit_test(test_counting),
+                cmocka_unit_test(test_histogram),
+                cmocka_unit_test(test_wrong_use),
+                cmocka_unit_test(test_labels_are_bounded),
+                cmocka_unit_test(test_small_buffer),
                 cmocka_unit_test(test_file),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
