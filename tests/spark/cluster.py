@@ -29,12 +29,11 @@ SMALL_DRIVER = {
     "spark.driver.memory": "64m",
     "spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:CICompilerCount=1",
 }
-# Spark 3.5 gives a REST-submitted driver none of the module options that a SparkContext needs on JDK 17.
-MODULE_OPTIONS = " ".join(
-    f"--add-opens=java.base/{package}=ALL-UNNAMED"
-    for package in ("java.lang", "java.lang.invoke", "java.lang.reflect", "java.io", "java.net", "java.nio", "java.util",
-                    "java.util.concurrent", "java.util.concurrent.atomic", "sun.nio.ch", "sun.nio.cs",
-                    "sun.security.action", "sun.util.calendar"))
+# Spark 3.5 gives a REST-submitted driver none of the module options that a SparkContext needs on JDK 17. These are
+# the ones that the job Context needs: a property's value may have 256 characters at most.
+MODULE_OPTIONS = " ".join(f"--add-opens=java.base/{package}=ALL-UNNAMED"
+                          for package in ("java.lang.invoke", "java.nio", "sun.nio.ch"))
+
 
 
 class Failure(Exception):
@@ -207,11 +206,14 @@ def build_jobs(java, spark, directory):
 class Cluster:
     """One master with its REST server and one worker."""
 
-    def __init__(self, directory, spark, java, cores=4, memory="4g", terminate_timeout="10s"):
+    def __init__(self, directory, spark, java, cores=4, memory="4g", terminate_timeout="10s", master_options="",
+                 worker_timeout=60):
         self.directory = pathlib.Path(directory).resolve()
         self.spark, self.java = spark, java
         self.cores, self.memory = cores, memory
         self.terminate_timeout = terminate_timeout
+        self.worker_timeout = f"-Dspark.worker.timeout={worker_timeout}"  # both sides derive their times from it
+        self.master_options = master_options
         self.work = self.directory / "work"
         self.master = self.worker = None
         self.master_url = self.rest_url = self.ui_url = None
@@ -245,8 +247,9 @@ class Cluster:
         self.master = Daemon("spark master", [
             self.spark / "bin/spark-class", "org.apache.spark.deploy.master.Master", "--host", "127.0.0.1",
             "--port", ports[0], "--webui-port", ports[1],
-        ], log, self.environment(SPARK_MASTER_OPTS="-Dspark.master.rest.enabled=true -Dspark.port.maxRetries=0 "
-                                                   f"-Dspark.master.rest.port={ports[2]}"))
+        ], log, self.environment(SPARK_MASTER_OPTS=" ".join([
+            "-Dspark.master.rest.enabled=true", f"-Dspark.master.rest.port={ports[2]}", "-Dspark.port.maxRetries=0",
+            self.worker_timeout, self.master_options])))
         self.master_url = self.master.wait_line(r"Starting Spark master at (spark://127\.0\.0\.1:\d+)", 60).group(1)
         ui_port = self.master.wait_line(r"MasterWebUI.* at http://.*:(\d+)$", 30).group(1)
         rest_port = self.master.wait_line(r"Started REST server .* on 127\.0\.0\.1 with port (\d+)", 30).group(1)
@@ -261,7 +264,7 @@ class Cluster:
             "--port", "0", "--webui-port", "0", "--cores", self.cores, "--memory", self.memory,
             "--work-dir", self.work, self.master_url,
         ], log, self.environment(
-            SPARK_WORKER_OPTS=f"-Dspark.worker.driverTerminateTimeout={self.terminate_timeout}"))
+            SPARK_WORKER_OPTS=f"-Dspark.worker.driverTerminateTimeout={self.terminate_timeout} {self.worker_timeout}"))
 
     def stop(self):
         """At once and without ceremony: everything lies in a folder that is removed afterwards."""

@@ -64,7 +64,7 @@ def test_other_programs_with_the_id_in_their_arguments(node, impostor):
 
 
 def test_another_users_process_with_the_drivers_very_argv(node, impostor):
-    """A copy of the driver's argv, run by another user. Found alone it is nobody's driver."""
+    """A copy of the driver's argv, run by another user."""
     if os.getuid() != 0:
         pytest.skip("only root can run a process as another user")
     job_id, process = node.run("Sleep")
