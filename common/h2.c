@@ -636,10 +636,10 @@ static void connection_begin(struct h2_connection *connection) {
 static int on_dialled(int fd, const char *error, void *userdata) {
         struct h2_connection *connection = userdata;
 
-        connection->dial = h2_dial_free(connection->dial);
         if (fd < 0)
-                connection_fail(connection, "%s", *error ? error : strerror(-fd));
-        else {
+                connection_fail(connection, "%s", *error ? error : strerror(-fd)); /* `error` is the dial's */
+        connection->dial = h2_dial_free(connection->dial);
+        if (fd >= 0) {
                 connection->fd = fd;
                 connection_begin(connection);
         }
