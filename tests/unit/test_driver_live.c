@@ -118,6 +118,7 @@ static void test_wakes_are_folded(void **state) {
 static void test_oldest_watch_goes_first(void **state) {
         struct tree *tree = *state;
         _cleanup_free_ char *last = tree_path(tree->work, "driver-99"), *first = tree_path(tree->work, "driver-0");
+        _cleanup_free_ char *middle = tree_path(tree->work, "driver-50");
 
         for (int i = 0; i < 100; i++) {
                 char name[32];
@@ -129,6 +130,8 @@ static void test_oldest_watch_goes_first(void **state) {
         settle(tree);
         make_file(first, "stderr");
         expect_quiet(tree);
+        make_file(middle, "stderr");
+        expect_wake(tree);
         make_file(last, "stderr");
         expect_wake(tree);
 }
