@@ -17,27 +17,27 @@ struct driver;
 struct driver_hold;
 
 struct driver_options {
-        int proc_fd;                  /* a directory like /proc; not owned */
-        const char *work_directory;   /* path; may not exist yet: watched for */
-        const char *job_id_property;  /* spark.yandex.job.id */
-        int64_t driver_uid;           /* the expected owner; -1: owner of the work directory */
+        int proc_fd;                 /* a directory like /proc; not owned */
+        const char *work_directory;  /* path; may not exist yet: watched for */
+        const char *job_id_property; /* spark.yandex.job.id */
+        int64_t driver_uid;          /* the expected owner; -1: owner of the work directory */
 };
 
 struct driver_found {
-        int32_t pid, worker_pid;               /* worker_pid 0: orphan, its Worker is gone */
+        int32_t pid, worker_pid; /* worker_pid 0: orphan, its Worker is gone */
         uint64_t start_ticks, worker_start_ticks;
         char job_id[JOB_ID_MAX + 1];
         char driver_id[DRIVER_ID_MAX + 1];
-        char app_name[64];                     /* -Dspark.app.name, escaped and cut; "" */
+        char app_name[64]; /* -Dspark.app.name, escaped and cut; "" */
         uint64_t started_real_usec;
         bool supervised;
 };
 
 enum driver_match {
         DRIVER_MATCH_NONE = 0,
-        DRIVER_MATCH_ONE = 1,        /* `ret` is filled */
-        DRIVER_MATCH_CONTESTED = 2,  /* a process of the job, but its driver id is claimed under another job id too: kill neither */
-        DRIVER_MATCH_ORPHAN = 3,     /* `ret` is filled; parent is no Worker: counts only if it was seen before under one */
+        DRIVER_MATCH_ONE = 1,       /* `ret` is filled */
+        DRIVER_MATCH_CONTESTED = 2, /* its driver id is claimed by a process of another job too: kill neither */
+        DRIVER_MATCH_ORPHAN = 3, /* `ret` is filled; parent is no Worker: counts only if it was seen before under one */
 };
 
 /* A process that looked like the job's driver and was refused. For logs and `spark-cancelctl find`. */
@@ -47,8 +47,8 @@ struct driver_lookalike {
 };
 
 /* `wake` is called (with the driver's userdata) when the work directory shows that a driver is starting. */
-int driver_new(struct event *event, const struct driver_options *options, int (*wake)(void *userdata),
-               void *userdata, struct driver **ret);
+int driver_new(struct event *event, const struct driver_options *options, int (*wake)(void *userdata), void *userdata,
+               struct driver **ret);
 struct driver *driver_free(struct driver *driver);
 DEFINE_CLEANUP(struct driver *, driver_free)
 
@@ -79,8 +79,8 @@ void driver_lookalikes(const struct driver *driver, const char *job_id,
 /* driver_hold() - open a pidfd and prove, after it is open, that it is still the found process (start time).
  * `exited` is called once, on the loop, when the process has ended. 0; 1: it is gone already (no hold is made);
  * -errno. driver_hold_free() - no callback any more; closes the pidfd. */
-int driver_hold(struct driver *driver, const struct driver_found *found, int (*exited)(void *userdata),
-                void *userdata, struct driver_hold **ret);
+int driver_hold(struct driver *driver, const struct driver_found *found, int (*exited)(void *userdata), void *userdata,
+                struct driver_hold **ret);
 struct driver_hold *driver_hold_free(struct driver_hold *hold);
 DEFINE_CLEANUP(struct driver_hold *, driver_hold_free)
 
