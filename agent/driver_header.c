@@ -33,7 +33,7 @@ struct search {
         uid_t owner;
         struct entry *entries; /* newest first */
         size_t count;
-        char pattern[256];     /* "-D<property>= with the quote before it */
+        char pattern[256]; /* "-D<property>= with the quote before it */
 };
 
 static bool is_newer(const struct timespec *a, const struct timespec *b) {
@@ -157,7 +157,7 @@ static void search_deinit(struct search *search) {
 }
 
 int driver_recent(const struct driver *driver, const char *job_id, char ret_driver_id[DRIVER_ID_MAX + 1]) {
-        _cleanup_(search_deinit) struct search search = { .place = { .fd = -1 } };
+        _cleanup_(search_deinit) struct search search = {.place = {.fd = -1}};
         int r;
 
         if (!base_id_is_valid(job_id, strlen(job_id), JOB_ID_MAX) ||
