@@ -303,7 +303,7 @@ static bool peer_do(struct peer_connection *c, struct peer_stream *s, const char
         case 'g': {
                 int last;
                 sscanf(rest, "%d %u", &last, &n);
-                peer_goaway(c, last < 0 ? s->id - 2 : last, n);
+                peer_goaway(c, last >= 0 ? last : s->id > 1 ? s->id - 2 : 0, n);
                 return true;
         }
         case 'w':
