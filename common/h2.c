@@ -636,10 +636,10 @@ static void connection_begin(struct h2_connection *connection) {
 static int on_dialled(int fd, const char *error, void *userdata) {
         struct h2_connection *connection = userdata;
 
-        connection->dial = h2_dial_free(connection->dial);
         if (fd < 0)
-                connection_fail(connection, "%s", *error ? error : strerror(-fd));
+                connection_fail(connection, "%s", *error ? error : strerror(-fd)); /* the dial and its text go there */
         else {
+                connection->dial = h2_dial_free(connection->dial);
                 connection->fd = fd;
                 connection_begin(connection);
         }
