@@ -344,7 +344,7 @@ static bool peer_do(struct peer_connection *c, struct peer_stream *s, const char
                 return false;
         }
         default:
-                assert(!"operation");
+                abort();
                 return true;
         }
 }
