@@ -637,9 +637,9 @@ static int on_dialled(int fd, const char *error, void *userdata) {
         struct h2_connection *connection = userdata;
 
         if (fd < 0)
-                connection_fail(connection, "%s", *error ? error : strerror(-fd)); /* `error` is the dial's */
-        connection->dial = h2_dial_free(connection->dial);
-        if (fd >= 0) {
+                connection_fail(connection, "%s", *error ? error : strerror(-fd)); /* the dial and its text go there */
+        else {
+                connection->dial = h2_dial_free(connection->dial);
                 connection->fd = fd;
                 connection_begin(connection);
         }
@@ -693,7 +693,8 @@ int h2_connection_new(struct event *event, struct resolve *resolve, const struct
 static void connection_say_goodbye(struct h2_connection *connection) {
         if (connection->state != H2_READY && connection->state != H2_DRAINING)
                 return;
-        if (nghttp2_session_terminate_session(connection->session, NGHTTP2_NO_ERROR) < 0 ||
+        /* Not nghttp2_session_terminate_session(): that drops the RST_STREAMs that still wait. */
+        if (nghttp2_submit_goaway(connection->session, NGHTTP2_FLAG_NONE, 0, NGHTTP2_NO_ERROR, NULL, 0) < 0 ||
             !connection_write(connection))
                 return;
         if (connection->tls)

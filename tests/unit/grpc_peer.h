@@ -15,7 +15,7 @@
  *   w HEX        bytes onto the connection                       p N         N PINGs
  *   c N          N CONTINUATIONs' worth of header fields         i N         N informational (103) blocks
  *   x            close the connection                            s           neither read nor write any more
- *   k            wait for peer_release()
+ *   k            wait for peer_release()                         n N         do the next one only for request number N
  * Flow control is obeyed for DATA. The script of a request is found by its path.
  */
 #include "base.h"
@@ -71,6 +71,8 @@ struct peer_stream {
         uint8_t *data; /* DATA that waits for the window */
         size_t data_size, data_done, piece;
         unsigned repeat, repeat_size, padding;
+        unsigned number; /* of the request, from 1 */
+        bool skip;
         bool end;
         uint8_t body[4096];
         size_t body_size;
@@ -301,7 +303,7 @@ static bool peer_do(struct peer_connection *c, struct peer_stream *s, const char
         case 'g': {
                 int last;
                 sscanf(rest, "%d %u", &last, &n);
-                peer_goaway(c, last < 0 ? s->id - 2 : last, n);
+                peer_goaway(c, last >= 0 ? last : s->id > 1 ? s->id - 2 : 0, n);
                 return true;
         }
         case 'w':
@@ -325,6 +327,9 @@ static bool peer_do(struct peer_connection *c, struct peer_stream *s, const char
                 }
                 return true;
         }
+        case 'n':
+                s->skip = s->number != strtoul(rest, NULL, 10);
+                return true;
         case 'x':
                 c->closing = true;
                 return true;
@@ -339,7 +344,7 @@ static bool peer_do(struct peer_connection *c, struct peer_stream *s, const char
                 return false;
         }
         default:
-                assert(!"operation");
+                abort();
                 return true;
         }
 }
@@ -390,7 +395,9 @@ static void peer_run(struct peer_connection *c, struct peer_stream *s) {
                         return;
                 }
                 size_t size = strcspn(s->script, "|");
-                if (!peer_do(c, s, s->script, size))
+                bool skip = s->skip;
+                s->skip = false;
+                if (!skip && !peer_do(c, s, s->script, size))
                         return;
                 s->script += size + (s->script[size] == '|');
         }
@@ -460,7 +467,7 @@ static void peer_on_end(struct peer_connection *c, struct peer_stream *s) {
         pthread_mutex_unlock(&c->peer->mutex);
         if (!s->script)
                 s->script = peer_script(c->peer, (char *)s->body + 3000);
-        atomic_fetch_add(&c->peer->requests, 1);
+        s->number = atomic_fetch_add(&c->peer->requests, 1) + 1;
         peer_run(c, s);
 }
 
