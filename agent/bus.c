@@ -10,7 +10,7 @@
  * behind one door and the tests' virtual clock works.
  *
  * The socket is open to every local user, so a peer is bounded in all it can cost: connections, replies it has
- * not read (sd-bus would queue a thousand), messages per turn, rows per reply, idle time, no descriptors.
+ * not read (sd-bus would queue a thousand), the loop's time, rows per reply, idle time, no descriptors.
  * Who may change things is decided by the kernel's word about the socket's peer at accept(2), never by anything
  * in a message.
  */
@@ -27,7 +27,8 @@
 #include <sys/un.h>
 #include <systemd/sd-bus.h>
 
-#define MESSAGES_PER_TURN 8
+#define COSTLY_USEC USEC_PER_MSEC /* a message that took longer makes the bus rest */
+#define REST_FACTOR 4             /* this many times as long: a fifth of the loop's time at most */
 #define UNREAD_MAX 8
 #define IDLE_USEC USEC_PER_MINUTE
 #define STALL_USEC (10 * USEC_PER_SEC)
@@ -59,6 +60,7 @@ struct bus {
         bool has_group;
         gid_t group;
         uint64_t hello_count;
+        uint64_t rest_until_usec; /* unprivileged peers wait until then */
         size_t connection_count;
         TAILQ_HEAD(, bus_connection) connections;
 };
@@ -144,15 +146,34 @@ static int append_entry(sd_bus_message *message, const struct bus_field *field, 
         return sd_bus_message_close_container(message);
 }
 
-static int append_object(sd_bus_message *message, const struct bus_field *fields, size_t count, const void *object) {
+static bool field_is_empty(const struct bus_field *field, const void *object) {
+        const char *value = (const char *)object + field->offset;
+        switch (field->type) {
+        case 's': {
+                const char *text = *(const char *const *)(const void *)value;
+                return !text || !*text;
+        }
+        case 'i':
+        case 'u':
+                return *(const uint32_t *)(const void *)value == 0;
+        case 't':
+        case 'x':
+                return *(const uint64_t *)(const void *)value == 0;
+        }
+        return false;
+}
+
+static int append_object(sd_bus_message *message, const struct bus_field *fields, size_t count, bool with_empty,
+                         const void *object) {
         int r = sd_bus_message_open_container(message, 'a', "{sv}");
         for (size_t i = 0; r >= 0 && i < count; i++)
-                r = append_entry(message, &fields[i], object);
+                if (with_empty || !field_is_empty(&fields[i], object))
+                        r = append_entry(message, &fields[i], object);
         return r < 0 ? r : sd_bus_message_close_container(message);
 }
 
-static int append_operation(sd_bus_message *message, const struct bus_operation *operation) {
-        return append_object(message, operation_fields, ARRAY_SIZE(operation_fields), operation);
+static int append_operation(sd_bus_message *message, bool with_empty, const struct bus_operation *operation) {
+        return append_object(message, operation_fields, ARRAY_SIZE(operation_fields), with_empty, operation);
 }
 
 /* ---- methods: a negative return becomes a D-Bus error (sd_bus_message_handler_t(3)) ------------------ */
@@ -167,7 +188,7 @@ static int method_status(sd_bus_message *call, void *userdata, sd_bus_error *err
         int r = sd_bus_message_new_method_return(call, &reply);
         if (r < 0)
                 return r;
-        r = append_object(reply, status_fields, ARRAY_SIZE(status_fields), &status);
+        r = append_object(reply, status_fields, ARRAY_SIZE(status_fields), true, &status);
         if (r < 0)
                 return r;
         return sd_bus_send(NULL, reply, NULL);
@@ -198,7 +219,7 @@ static int visit_list(const struct bus_operation *operation, void *visitor) {
         struct list_visit *visit = visitor;
         if (visit->count++ >= BUS_ROWS_MAX)
                 return 0;
-        return append_operation(visit->reply, operation);
+        return append_operation(visit->reply, false, operation);
 }
 
 static int method_list(sd_bus_message *call, void *userdata, sd_bus_error *error) {
@@ -209,6 +230,8 @@ static int method_list(sd_bus_message *call, void *userdata, sd_bus_error *error
         int all;
 
         (void)error;
+        if (sd_bus_message_get_expect_reply(call) == 0)
+                return 1; /* the one costly answer is not made for nobody */
         int r = sd_bus_message_read(call, "b", &all);
         if (r < 0)
                 return r;
@@ -243,7 +266,7 @@ static int visit_show(const struct bus_operation *operation, void *visitor) {
         if (strcmp(operation->operation_id, visit->operation_id) != 0)
                 return 0;
         visit->found = true;
-        visit->result = append_operation(visit->reply, operation);
+        visit->result = append_operation(visit->reply, true, operation);
         return -ECANCELED; /* enough */
 }
 
@@ -394,9 +417,14 @@ static void connection_drop(struct bus_connection *connection) {
         connection_free(connection);
 }
 
+static uint64_t monotonic_usec(void) {
+        struct timespec now = {0};
+        (void)clock_gettime(CLOCK_MONOTONIC, &now); /* fails for unknown clocks only */
+        return (uint64_t)now.tv_sec * USEC_PER_SEC + (uint64_t)now.tv_nsec / 1000;
+}
+
 /* peer_timeout_usec() - when sd-bus wants to be called, on the event clock. sd-bus speaks CLOCK_MONOTONIC. */
 static int peer_timeout_usec(struct bus_connection *connection, uint64_t *ret) {
-        struct timespec now;
         uint64_t usec;
 
         int r = sd_bus_get_timeout(connection->peer, &usec);
@@ -406,10 +434,7 @@ static int peer_timeout_usec(struct bus_connection *connection, uint64_t *ret) {
                 *ret = USEC_NEVER;
                 return 0;
         }
-        if (clock_gettime(CLOCK_MONOTONIC, &now) < 0)
-                return -errno;
-        uint64_t now_usec = (uint64_t)now.tv_sec * USEC_PER_SEC + (uint64_t)now.tv_nsec / 1000;
-        *ret = base_usec_add(event_now_usec(connection->bus->event), base_usec_sub(usec, now_usec));
+        *ret = base_usec_add(event_now_usec(connection->bus->event), base_usec_sub(usec, monotonic_usec()));
         return 0;
 }
 
@@ -447,25 +472,31 @@ static int connection_arm(struct bus_connection *connection) {
         return event_timer_set(connection->timer, wake_usec);
 }
 
-/* connection_process() - a few messages, then the others' turn. Negative: the connection is over. */
-static int connection_process(struct bus_connection *connection) {
-        uint64_t unread = 0;
+/* connection_rest() - a driver that hammers at the bus must not be able to put off its own kill. */
+static int connection_rest(struct bus_connection *connection) {
+        int r = event_io_set(connection->io, 0);
+        if (r < 0)
+                return r;
+        return event_timer_set(connection->timer, connection->bus->rest_until_usec);
+}
 
-        for (int i = 0; i < MESSAGES_PER_TURN; i++) {
-                int r = sd_bus_process(connection->peer, NULL);
-                if (r < 0)
-                        return r;
-                if (sd_bus_is_open(connection->peer) <= 0)
-                        return -ECONNRESET;
-                if (r == 0)
-                        break;
-                connection->active_usec = event_now_usec(connection->bus->event);
-                r = sd_bus_get_n_queued_write(connection->peer, &unread);
-                if (r < 0)
-                        return r;
-                if (unread > 0)
-                        break;
-        }
+/* connection_process() - one message, then the others' turn. Negative: the connection is over. */
+static int connection_process(struct bus_connection *connection) {
+        struct bus *bus = connection->bus;
+        uint64_t begin_usec = monotonic_usec(), now_usec = event_now_usec(bus->event);
+
+        if (!connection->privileged && now_usec < bus->rest_until_usec)
+                return connection_rest(connection);
+        int r = sd_bus_process(connection->peer, NULL);
+        if (r < 0)
+                return r;
+        if (sd_bus_is_open(connection->peer) <= 0)
+                return -ECONNRESET;
+        if (r > 0)
+                connection->active_usec = now_usec;
+        uint64_t took_usec = base_usec_sub(monotonic_usec(), begin_usec);
+        if (took_usec > COSTLY_USEC)
+                bus->rest_until_usec = now_usec + (1 + REST_FACTOR) * took_usec;
         return connection_arm(connection);
 }
 

@@ -8,11 +8,12 @@
  * the agent: it calls the table of functions that it was given.
  *
  * At most BUS_CONNECTIONS_MAX connections; a privileged peer takes the place of the longest idle unprivileged one.
- * A peer that does not read its replies, or that is idle for a minute, is closed.
+ * A peer that does not read its replies, or that is idle for a minute, is closed. All unprivileged peers together
+ * get at most about a fifth of the loop's time.
  *
  * Methods: Status() → a{sv}; List(b all) → aa{sv}, t (rows: at most BUS_ROWS_MAX, and how many there are);
  * Show(s operation) → a{sv}; Metrics() → s; Reload(); Retry(s operation). Keys are the names of the structs below;
- * times are microseconds of the wall clock, 0: not yet. Properties: the fields of Status, in CamelCase.
+ * times are microseconds of the wall clock; List leaves out what is empty or 0. Properties: the fields of Status, in CamelCase.
  * Errors: org.sparkcancel.Error.NoSuchOperation, .NotQuarantined, .ReloadFailed,
  * org.freedesktop.DBus.Error.AccessDenied.
  */
@@ -22,7 +23,7 @@
 #define BUS_PATH "/org/sparkcancel/Agent1"
 #define BUS_GROUP "spark-cancel"
 #define BUS_CONNECTIONS_MAX 16
-#define BUS_ROWS_MAX 10000
+#define BUS_ROWS_MAX 2000
 #define BUS_ERROR_NO_SUCH_OPERATION "org.sparkcancel.Error.NoSuchOperation"
 #define BUS_ERROR_NOT_QUARANTINED "org.sparkcancel.Error.NotQuarantined"
 #define BUS_ERROR_RELOAD_FAILED "org.sparkcancel.Error.ReloadFailed"

@@ -245,14 +245,14 @@ static const struct field *object_field(const struct object *object, const char 
 /* ---- calls ---------------------------------------------------------------------------------------- */
 
 /* call_failed() - say why, and which exit code that is: an answer that says no, or no answer. */
-static int call_failed(int result, const sd_bus_error *error) {
+static int call_failed(sd_bus *bus, int result, const sd_bus_error *error) {
         char text[TEXT_MAX];
         const char *why = error->message ? error->message : strerror(-result);
 
         base_text_escape(text, sizeof(text), why, strlen(why));
         (void)fprintf(stderr, "spark-cancelctl: %s\n", text);
-        if (!sd_bus_error_is_set(error) || sd_bus_error_has_name(error, SD_BUS_ERROR_NO_REPLY) ||
-            sd_bus_error_has_name(error, SD_BUS_ERROR_TIMEOUT) ||
+        if (sd_bus_is_open(bus) <= 0 || !sd_bus_error_is_set(error) ||
+            sd_bus_error_has_name(error, SD_BUS_ERROR_NO_REPLY) || sd_bus_error_has_name(error, SD_BUS_ERROR_TIMEOUT) ||
             sd_bus_error_has_name(error, SD_BUS_ERROR_DISCONNECTED))
                 return EXIT_UNREACHABLE;
         return EXIT_NO;
@@ -276,7 +276,7 @@ static int call(sd_bus *bus, const char *method, const char *signature, bool fla
                 r = sd_bus_message_append(message, "b", (int)flag);
         if (r >= 0)
                 r = sd_bus_call(bus, message, CALL_TIMEOUT_USEC, &error, ret);
-        return r < 0 ? call_failed(r, &error) : 0;
+        return r < 0 ? call_failed(bus, r, &error) : 0;
 }
 
 /* print_one() - a reply that is one a{sv}. */
@@ -374,23 +374,60 @@ static int run_list(sd_bus *bus, const struct options *options) {
         return finish_output();
 }
 
-/* print_sample() - name{label="value"} number as JSON. A label's value is escaped in Prometheus text as in JSON. */
-static void print_sample(const char *line, size_t size) {
-        const char *number = memrchr(line, ' ', size);
-        if (!number)
-                return;
-        size_t name_size = base_min_u64(strcspn(line, "{ "), size);
-        printf("{\"name\":\"%.*s\"", (int)name_size, line);
-        if (line[name_size] == '{') {
-                const char *label = line + name_size + 1;
-                size_t label_size = strcspn(label, "=");
-                printf(",\"labels\":{\"%.*s\":%.*s", (int)label_size, label,
-                       (int)(number - label - (ptrdiff_t)label_size - 2), label + label_size + 1);
-                putchar('}');
+static size_t name_size(const char *text) {
+        return strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_:");
+}
+
+/* labels_to_json() - {name="value",...} at `*at` as a JSON object; *at moves behind it. A value's escapes (\\, \" and
+ * \n) are the same in both. */
+static int labels_to_json(const char **at, struct buffer *out) {
+        const char *text = *at + 1;
+        int r = buffer_append_text(out, ",\"labels\":{");
+
+        for (bool first = true; r >= 0 && *text != '}'; first = false) {
+                if (!first && *text++ != ',')
+                        return -EBADMSG;
+                size_t name = name_size(text), value = 0;
+                if (name == 0 || strncmp(text + name, "=\"", 2) != 0)
+                        return -EBADMSG;
+                const char *begin = text + name + 1;
+                for (value = 1; begin[value] != '"'; value++) {
+                        if (begin[value] == '\\')
+                                value++;
+                        if ((unsigned char)begin[value] < ' ')
+                                return -EBADMSG;
+                }
+                r = buffer_append_format(out, "%s\"%.*s\":%.*s", first ? "" : ",", (int)name, text, (int)value + 1,
+                                         begin);
+                text = begin + value + 1;
         }
-        size_t number_size = size - (size_t)(number + 1 - line);
-        bool odd = strspn(number + 1, "+-0123456789.e") < number_size; /* NaN, +Inf: no JSON numbers */
-        printf(",\"value\":%s%.*s%s}", odd ? "\"" : "", (int)number_size, number + 1, odd ? "\"" : "");
+        if (r < 0)
+                return r;
+        *at = text + 1;
+        return buffer_append_text(out, "}");
+}
+
+/* sample_to_json() - one line of Prometheus text: name{labels} number. -EBADMSG: it is not one. */
+static int sample_to_json(const char *line, struct buffer *out) {
+        size_t name = name_size(line);
+        if (name == 0)
+                return -EBADMSG;
+        int r = buffer_append_format(out, "{\"name\":\"%.*s\"", (int)name, line);
+        if (r < 0)
+                return r;
+        const char *at = line + name;
+        if (*at == '{') {
+                r = labels_to_json(&at, out);
+                if (r < 0)
+                        return r;
+        }
+        if (*at++ != ' ')
+                return -EBADMSG;
+        size_t number = strcspn(at, " \n"), plain = strspn(at, "-0123456789.e+");
+        if (number == 0 || at[number] == ' ' || memchr(at, '"', number) || memchr(at, '\\', number))
+                return -EBADMSG;
+        bool odd = plain != number || *at == '+' || *at == '.'; /* NaN and +Inf are no JSON numbers */
+        return buffer_append_format(out, ",\"value\":%s%.*s%s}", odd ? "\"" : "", (int)number, at, odd ? "\"" : "");
 }
 
 static void print_metrics_json(const char *text) {
@@ -398,13 +435,13 @@ static void print_metrics_json(const char *text) {
 
         fputs("{\"metrics\":[", stdout);
         for (const char *line = text; *line;) {
-                size_t size = strcspn(line, "\n");
-                if (size > 0 && *line != '#') {
-                        fputs(first ? "\n" : ",\n", stdout);
-                        print_sample(line, size);
+                _cleanup_(buffer_deinit) struct buffer sample = BUFFER_INIT(TEXT_MAX);
+                if (*line != '#' && sample_to_json(line, &sample) >= 0 && buffer_text(&sample)) {
+                        printf("%s%s", first ? "\n" : ",\n", buffer_text(&sample));
                         first = false;
                 }
-                line += size + (line[size] == '\n');
+                line += strcspn(line, "\n");
+                line += *line == '\n';
         }
         fputs("\n]}\n", stdout);
 }
