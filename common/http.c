@@ -499,11 +499,15 @@ static int request_set_url(struct http_request *request, const char *text) {
 
         if (!url)
                 return -ENOMEM;
-        if (curl_url_set(url, CURLUPART_URL, text, CURLU_DISALLOW_USER) != CURLUE_OK ||
-            curl_url_get(url, CURLUPART_SCHEME, &scheme, 0) != CURLUE_OK ||
-            curl_url_get(url, CURLUPART_HOST, &host, 0) != CURLUE_OK ||
-            curl_url_get(url, CURLUPART_PORT, &port, CURLU_DEFAULT_PORT) != CURLUE_OK)
-                return -EINVAL;
+        CURLUcode code = curl_url_set(url, CURLUPART_URL, text, CURLU_DISALLOW_USER);
+        if (code == CURLUE_OK)
+                code = curl_url_get(url, CURLUPART_SCHEME, &scheme, 0);
+        if (code == CURLUE_OK)
+                code = curl_url_get(url, CURLUPART_HOST, &host, 0);
+        if (code == CURLUE_OK)
+                code = curl_url_get(url, CURLUPART_PORT, &port, CURLU_DEFAULT_PORT);
+        if (code != CURLUE_OK)
+                return code == CURLUE_OUT_OF_MEMORY ? -ENOMEM : -EINVAL;
         if (strcmp(scheme, "http") != 0 && strcmp(scheme, "https") != 0)
                 return -EINVAL;
         if (strlen(host) > HOST_MAX || base_parse_u64(port, 1, UINT16_MAX, &number) < 0)

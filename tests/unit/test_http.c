@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 
 #include <cmocka.h>
+#include <curl/curl.h>
 
 #include "event.h"
 #include "http.h"
@@ -646,6 +647,63 @@ static void test_a_failing_handler_ends_the_loop(void **state) {
         server_stop(server);
 }
 
+/* ---- memory --------------------------------------------------------------------------------------- */
+
+static size_t fail_at, allocations; /* the fail_at-th allocation of libcurl fails; 0: none */
+
+static bool allocation_fails(void) {
+        return fail_at > 0 && ++allocations == fail_at;
+}
+
+static void *failing_malloc(size_t size) {
+        return allocation_fails() ? NULL : malloc(size);
+}
+
+static void *failing_realloc(void *pointer, size_t size) {
+        return allocation_fails() ? NULL : realloc(pointer, size);
+}
+
+static char *failing_strdup(const char *text) {
+        return allocation_fails() ? NULL : strdup(text);
+}
+
+static void *failing_calloc(size_t count, size_t size) {
+        return allocation_fails() ? NULL : calloc(count, size);
+}
+
+/* Whichever allocation of libcurl fails: an error from the call, or one callback, or a loop that ends with an error; never
+ * a crash, a leak (the sanitizer tells) or silence. */
+static void test_memory_runs_out(void **state) {
+        struct fixture *fixture = *state;
+        struct server *server = server_start(script_ok, NULL);
+        struct http_options options = get(server->url);
+        size_t number = 0, errors = 0, answers = 0;
+        bool more = true;
+
+        options.bearer_token = "abc";
+        while (more) {
+                struct http *http = NULL;
+                struct call call = { .event = fixture->event };
+                assert_int_equal(http_new(fixture->event, fixture->resolve, &http), 0);
+                allocations = 0;
+                fail_at = ++number;
+                int r = http_request_start(http, &options, on_result, &call, &call.request);
+                if (r == 0)
+                        r = loop_run(fixture->event);
+                http_request_free(call.request);
+                more = allocations >= fail_at;
+                fail_at = 0;
+                http_free(http);
+                assert_true(r == 0 || r == -ENOMEM || r == -EIO);
+                assert_int_equal(call.called, r == 0 ? 1 : 0);
+                errors += call.called == 0 || call.outcome != HTTP_ANSWERED;
+                answers += call.called == 1 && call.outcome == HTTP_ANSWERED;
+        }
+        assert_true(errors > 10);
+        assert_true(answers > 0);
+        server_stop(server);
+}
+
 /* ---- TLS ------------------------------------------------------------------------------------------ */
 
 static char directory[] = "/tmp/test_http.XXXXXX";
@@ -792,9 +850,15 @@ int main(void) {
                 TEST(test_free_all_in_a_handler),
                 TEST(test_start_in_a_handler),
                 TEST(test_a_failing_handler_ends_the_loop),
+                TEST(test_memory_runs_out),
                 TEST(test_tls),
         };
         if (signal(SIGPIPE, SIG_IGN) == SIG_ERR)
                 return 1;
-        return cmocka_run_group_tests(tests, NULL, NULL);
+        if (curl_global_init_mem(CURL_GLOBAL_DEFAULT, failing_malloc, free, failing_realloc, failing_strdup, failing_calloc) !=
+            CURLE_OK)
+                return 1;
+        int failed = cmocka_run_group_tests(tests, NULL, NULL);
+        curl_global_cleanup();
+        return failed;
 }
