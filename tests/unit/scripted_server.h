@@ -3,9 +3,9 @@
 /*
  * scripted_server: a TCP server on a thread of the test, for the tests of http, token and spark
  *
- * Each request (all up to the empty line; there are no bodies) goes to the script, which says what bytes to send and what
- * to do with the connection. It listens on 127.0.0.1 on a free port. Also: a loop that ends when the test has what it
- * waits for, or after LOOP_LIMIT.
+ * Each request (all up to the empty line; there are no bodies) goes to the script, which says what bytes to send and
+ * what to do with the connection. It listens on 127.0.0.1 on a free port. Also: a loop that ends when the test has what
+ * it waits for, or after LOOP_LIMIT.
  */
 #include <arpa/inet.h>
 #include <assert.h>
@@ -25,14 +25,14 @@
 enum server_then { SERVER_KEEP, SERVER_CLOSE, SERVER_RESET };
 
 struct server_exchange {
-        const char *request;                 /* in */
-        unsigned number;                     /* in: of the server, from 0 */
-        unsigned connection, in_connection;  /* in: which connection, which request on it, from 0 */
-        const char *answer;                  /* out: NULL: nothing */
-        size_t size;                         /* out: 0: strlen(answer) */
-        bool free_answer;                    /* out */
-        unsigned delay_msec;                 /* out */
-        enum server_then then;               /* out */
+        const char *request;                /* in */
+        unsigned number;                    /* in: of the server, from 0 */
+        unsigned connection, in_connection; /* in: which connection, which request on it, from 0 */
+        const char *answer;                 /* out: NULL: nothing */
+        size_t size;                        /* out: 0: strlen(answer) */
+        bool free_answer;                   /* out */
+        unsigned delay_msec;                /* out */
+        enum server_then then;              /* out */
 };
 
 typedef void (*server_script)(struct server_exchange *exchange, void *userdata);
@@ -104,7 +104,7 @@ static inline bool server_answer(struct server *server, size_t slot) {
                 sent += (size_t)count;
         }
         if (exchange.then == SERVER_RESET) {
-                struct linger linger = { .l_onoff = 1 };
+                struct linger linger = {.l_onoff = 1};
                 setsockopt(connection->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
         }
         if (exchange.then != SERVER_KEEP) {
@@ -113,7 +113,7 @@ static inline bool server_answer(struct server *server, size_t slot) {
         }
         if (exchange.free_answer)
                 free((void *)(uintptr_t)exchange.answer);
-        connection->exchange = (struct server_exchange){ 0 };
+        connection->exchange = (struct server_exchange){0};
         return true;
 }
 
@@ -129,10 +129,10 @@ static inline void server_read(struct server *server, size_t slot) {
         connection->text[connection->used] = '\0';
         if (!strstr(connection->text, "\r\n\r\n"))
                 return;
-        connection->exchange = (struct server_exchange){ .request = connection->text,
-                                                         .number = atomic_fetch_add(&server->requests, 1),
-                                                         .connection = connection->number,
-                                                         .in_connection = connection->requests++ };
+        connection->exchange = (struct server_exchange){.request = connection->text,
+                                                        .number = atomic_fetch_add(&server->requests, 1),
+                                                        .connection = connection->number,
+                                                        .in_connection = connection->requests++};
         server->script(&connection->exchange, server->userdata);
         connection->used = 0;
         if (connection->exchange.delay_msec > 0)
@@ -143,8 +143,8 @@ static inline void server_read(struct server *server, size_t slot) {
 
 /* -> false: stop */
 static inline bool server_turn(struct server *server) {
-        struct pollfd fds[SERVER_CONNECTIONS_MAX + 2] = { { .fd = server->listener, .events = POLLIN },
-                                                          { .fd = server->wake[0], .events = POLLIN } };
+        struct pollfd fds[SERVER_CONNECTIONS_MAX + 2] = {{.fd = server->listener, .events = POLLIN},
+                                                         {.fd = server->wake[0], .events = POLLIN}};
         int timeout = -1;
 
         for (size_t i = 0; i < SERVER_CONNECTIONS_MAX; i++) {
@@ -185,7 +185,7 @@ static inline void *server_thread(void *userdata) {
 
 static inline struct server *server_start(server_script script, void *userdata) {
         struct server *server = calloc(1, sizeof(*server));
-        struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+        struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         socklen_t size = sizeof(address);
 
         assert(server);
@@ -236,7 +236,7 @@ static inline struct server *server_stop(struct server *server) {
 
 /* A loopback port on which nobody listens: bound, not listening. Close the descriptor afterwards. */
 static inline int server_dead_port(char *url, size_t size) {
-        struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+        struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         socklen_t length = sizeof(address);
         int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
         int r = bind(fd, (struct sockaddr *)&address, sizeof(address));

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 
 #include <cmocka.h>
+#include <curl/curl.h>
 
 #include "event.h"
 #include "http.h"
@@ -82,7 +83,7 @@ static int on_result(const struct http_result *result, void *userdata) {
 
 static int start(struct fixture *fixture, struct call *call, const struct http_options *options) {
         unsigned *countdown = call->countdown;
-        *call = (struct call){ .event = fixture->event, .countdown = countdown };
+        *call = (struct call){.event = fixture->event, .countdown = countdown};
         return http_request_start(fixture->http, options, on_result, call, &call->request);
 }
 
@@ -97,7 +98,7 @@ static void ask(struct fixture *fixture, struct call *call, const struct http_op
 }
 
 static struct http_options get(const char *url) {
-        return (struct http_options){ .url = url, .method = "GET", .timeout_usec = TIMEOUT, .body_max = 1000 };
+        return (struct http_options){.url = url, .method = "GET", .timeout_usec = TIMEOUT, .body_max = 1000};
 }
 
 /* ---- messages ------------------------------------------------------------------------------------- */
@@ -154,12 +155,25 @@ static void test_post_is_empty(void **state) {
 
 static void test_what_is_not_acceptable(void **state) {
         static const char *const urls[] = {
-                "", "127.0.0.1:80", "ftp://127.0.0.1/", "file:///etc/passwd", "http://", "http://user@127.0.0.1/",
-                "http://u:p@host/", "http://host./", "http://h st/", "http://host:0/", "http://host:65536/", "http://b\xc3\xbc/",
-                "http://host/\r\nX: y", "http://ho*st/", "HTTP//x", "dict://127.0.0.1/",
+                "",
+                "127.0.0.1:80",
+                "ftp://127.0.0.1/",
+                "file:///etc/passwd",
+                "http://",
+                "http://user@127.0.0.1/",
+                "http://u:p@host/",
+                "http://host./",
+                "http://h st/",
+                "http://host:0/",
+                "http://host:65536/",
+                "http://b\xc3\xbc/",
+                "http://host/\r\nX: y",
+                "http://ho*st/",
+                "HTTP//x",
+                "dict://127.0.0.1/",
         };
         struct fixture *fixture = *state;
-        struct call call = { 0 };
+        struct call call = {0};
 
         for (size_t i = 0; i < ARRAY_SIZE(urls); i++) {
                 struct http_options options = get(urls[i]);
@@ -200,29 +214,29 @@ static void test_answers(void **state) {
                 int status;
                 const char *body, *error;
         } table[] = {
-                { "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 0, HTTP_ANSWERED, 200, "", "" },
-                { "HTTP/1.1 468 468\r\nContent-Length: 2\r\n\r\n{}", 0, HTTP_ANSWERED, 468, "{}", "" },
-                { "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n", 0, HTTP_ANSWERED, 204, "", "" },
-                { "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n", 0, HTTP_ANSWERED, 302,
-                  "", "" },
-                { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", 0, HTTP_ANSWERED, 200,
-                  "abcde", "" },
-                { "HTTP/1.1 200 OK\r\n\r\nuntil close", 0, HTTP_ANSWERED, 200, "until close", "" },
-                { "HTTP/1.0 503 Busy\r\nContent-Length: 1\r\n\r\nx", 0, HTTP_ANSWERED, 503, "x", "" },
-                { "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\na\0b", 42, HTTP_ANSWERED, 200, "a", "" },
+                {"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 0, HTTP_ANSWERED, 200, "", ""},
+                {"HTTP/1.1 468 468\r\nContent-Length: 2\r\n\r\n{}", 0, HTTP_ANSWERED, 468, "{}", ""},
+                {"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n", 0, HTTP_ANSWERED, 204, "", ""},
+                {"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n", 0, HTTP_ANSWERED,
+                 302, "", ""},
+                {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", 0,
+                 HTTP_ANSWERED, 200, "abcde", ""},
+                {"HTTP/1.1 200 OK\r\n\r\nuntil close", 0, HTTP_ANSWERED, 200, "until close", ""},
+                {"HTTP/1.0 503 Busy\r\nContent-Length: 1\r\n\r\nx", 0, HTTP_ANSWERED, 503, "x", ""},
+                {"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\na\0b", 42, HTTP_ANSWERED, 200, "a", ""},
                 /* the rest is no complete answer */
-                { "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhalf", 0, HTTP_UNREACHABLE, 0, "", "" },
-                { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", 0, HTTP_UNREACHABLE, 0, "", "" },
-                { "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 0, HTTP_UNREACHABLE, 0, "", "" },
-                { "HTTP/1.1 200 OK\r\nContent-Le", 0, HTTP_ANSWERED, 200, "", NULL }, /* see the next line's comment */
-                { "<html>an old server</html>", 0, HTTP_UNREACHABLE, 0, "", "" },
-                { "\x16\x03\x01\x02\0\x01\0\x01", 8, HTTP_UNREACHABLE, 0, "", "" },
-                { "HTTP/1.1 abc OK\r\n\r\n", 0, HTTP_UNREACHABLE, 0, "", "" },
-                { "HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", 0, HTTP_UNREACHABLE, 0, "", "" },
-                { NULL, 0, HTTP_UNREACHABLE, 0, "", "" },
+                {"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhalf", 0, HTTP_UNREACHABLE, 0, "", ""},
+                {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", 0, HTTP_UNREACHABLE, 0, "", ""},
+                {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", 0, HTTP_UNREACHABLE, 0, "", ""},
+                {"HTTP/1.1 200 OK\r\nContent-Le", 0, HTTP_ANSWERED, 200, "", NULL}, /* see the next line's comment */
+                {"<html>an old server</html>", 0, HTTP_UNREACHABLE, 0, "", ""},
+                {"\x16\x03\x01\x02\0\x01\0\x01", 8, HTTP_UNREACHABLE, 0, "", ""},
+                {"HTTP/1.1 abc OK\r\n\r\n", 0, HTTP_UNREACHABLE, 0, "", ""},
+                {"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", 0, HTTP_UNREACHABLE, 0, "", ""},
+                {NULL, 0, HTTP_UNREACHABLE, 0, "", ""},
         };
         for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
-                struct server_exchange fixed = { .answer = table[i].answer, .size = table[i].size, .then = SERVER_CLOSE };
+                struct server_exchange fixed = {.answer = table[i].answer, .size = table[i].size, .then = SERVER_CLOSE};
                 struct server *server = server_start(script_fixed, &fixed);
                 struct http_options options = get(server->url);
                 struct call call;
@@ -242,7 +256,7 @@ static void test_answers(void **state) {
 }
 
 static void test_reset(void **state) {
-        struct server_exchange fixed = { .then = SERVER_RESET };
+        struct server_exchange fixed = {.then = SERVER_RESET};
         struct server *server = server_start(script_fixed, &fixed);
         struct http_options options = get(server->url);
         struct call call;
@@ -274,7 +288,7 @@ static void body_case(struct fixture *fixture, size_t size, bool chunked, enum h
         memset(text + head, 'x', size);
         if (chunked)
                 memcpy(text + head + size, "\r\n0\r\n\r\n", 7);
-        struct server_exchange fixed = { .answer = text };
+        struct server_exchange fixed = {.answer = text};
         struct server *server = server_start(script_fixed, &fixed);
         struct http_options options = get(server->url);
         struct call call;
@@ -301,7 +315,7 @@ static void test_header_limit(void **state) {
         while (used <= HTTP_HEADERS_MAX)
                 used += (size_t)snprintf(text + used, 32, "X-Filler: 0123456789\r\n");
         snprintf(text + used, 32, "Content-Length: 0\r\n\r\n");
-        struct server_exchange fixed = { .answer = text };
+        struct server_exchange fixed = {.answer = text};
         struct server *server = server_start(script_fixed, &fixed);
         struct http_options options = get(server->url);
         struct call call;
@@ -315,7 +329,7 @@ static void test_header_limit(void **state) {
 /* ---- timeouts ------------------------------------------------------------------------------------- */
 
 static void test_silent_server(void **state) {
-        struct server_exchange fixed = { 0 };
+        struct server_exchange fixed = {0};
         struct server *server = server_start(script_fixed, &fixed);
         struct http_options options = get(server->url);
         struct call call;
@@ -336,7 +350,7 @@ static void test_silent_server(void **state) {
 
 /* A listener whose queue is full drops what comes: a connection attempt that hangs. */
 static void test_silent_network(void **state) {
-        struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+        struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         socklen_t size = sizeof(address);
         int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), clients[4];
         char url[64];
@@ -425,10 +439,10 @@ static void test_half_an_answer_is_not_retried(void **state) {
 
 static void test_many_at_once(void **state) {
         struct fixture *fixture = *state;
-        struct server_exchange fixed = { .answer = OK_ANSWER, .delay_msec = 5 };
+        struct server_exchange fixed = {.answer = OK_ANSWER, .delay_msec = 5};
         struct server *server = server_start(script_fixed, &fixed);
         struct http_options options = get(server->url);
-        struct call calls[100] = { 0 };
+        struct call calls[100] = {0};
         unsigned countdown = ARRAY_SIZE(calls);
 
         for (size_t i = 0; i < ARRAY_SIZE(calls); i++) {
@@ -449,10 +463,10 @@ static void test_many_at_once(void **state) {
 /* A hung server holds its own slots only; those that wait for it time out, and another server is served meanwhile. */
 static void test_a_hung_server_holds_up_no_other(void **state) {
         struct fixture *fixture = *state;
-        struct server_exchange silent = { 0 };
+        struct server_exchange silent = {0};
         struct server *hung = server_start(script_fixed, &silent), *good = server_start(script_ok, NULL);
         struct http_options options = get(hung->url);
-        struct call calls[3 * HTTP_HOST_CONNECTIONS_MAX] = { 0 }, call;
+        struct call calls[3 * HTTP_HOST_CONNECTIONS_MAX] = {0}, call;
         unsigned countdown = ARRAY_SIZE(calls) + 1000;
 
         options.timeout_usec = 300 * USEC_PER_MSEC;
@@ -527,7 +541,7 @@ static void test_unknown_name(void **state) {
 static void test_cancel_while_resolving(void **state) {
         struct fixture *fixture = *state;
         struct http_options options = get(IMPOSSIBLE);
-        struct call calls[20] = { 0 };
+        struct call calls[20] = {0};
 
         for (size_t i = 0; i < ARRAY_SIZE(calls); i++)
                 assert_int_equal(start(fixture, &calls[i], &options), 0);
@@ -546,7 +560,7 @@ static void test_cancel_at_any_moment(void **state) {
         struct http_options options = get(server->url);
 
         for (uint64_t usec = 0; usec < 3000; usec += 100) {
-                struct call calls[12] = { 0 };
+                struct call calls[12] = {0};
                 unsigned countdown = 1000, called[12];
                 for (size_t i = 0; i < ARRAY_SIZE(calls); i++) {
                         calls[i].countdown = &countdown;
@@ -592,10 +606,11 @@ static void test_free_all_in_a_handler(void **state) {
         struct fixture *fixture = *state;
         struct server *server = server_start(script_ok, NULL);
         struct http_options options = get(server->url);
-        struct group group = { .event = fixture->event };
+        struct group group = {.event = fixture->event};
 
         for (size_t i = 0; i < ARRAY_SIZE(group.requests); i++)
-                assert_int_equal(http_request_start(fixture->http, &options, on_result_free_all, &group, &group.requests[i]), 0);
+                assert_int_equal(
+                        http_request_start(fixture->http, &options, on_result_free_all, &group, &group.requests[i]), 0);
         assert_int_equal(loop_run(fixture->event), 0);
         assert_int_equal(loop_run_for(fixture->event, 20 * USEC_PER_MSEC), 0);
         assert_int_equal(group.called, 1);
@@ -619,7 +634,7 @@ static void test_start_in_a_handler(void **state) {
         struct fixture *fixture = *state;
         struct server *server = server_start(script_ok, NULL);
         struct http_options options = get(server->url);
-        struct group group = { .event = fixture->event, .http = fixture->http, .restart = &options };
+        struct group group = {.event = fixture->event, .http = fixture->http, .restart = &options};
 
         assert_int_equal(http_request_start(fixture->http, &options, on_result_restart, &group, &group.requests[0]), 0);
         assert_int_equal(loop_run(fixture->event), 0);
@@ -646,6 +661,63 @@ static void test_a_failing_handler_ends_the_loop(void **state) {
         server_stop(server);
 }
 
+/* ---- memory --------------------------------------------------------------------------------------- */
+
+static size_t fail_at, allocations; /* the fail_at-th allocation of libcurl fails; 0: none */
+
+static bool allocation_fails(void) {
+        return fail_at > 0 && ++allocations == fail_at;
+}
+
+static void *failing_malloc(size_t size) {
+        return allocation_fails() ? NULL : malloc(size);
+}
+
+static void *failing_realloc(void *pointer, size_t size) {
+        return allocation_fails() ? NULL : realloc(pointer, size);
+}
+
+static char *failing_strdup(const char *text) {
+        return allocation_fails() ? NULL : strdup(text);
+}
+
+static void *failing_calloc(size_t count, size_t size) {
+        return allocation_fails() ? NULL : calloc(count, size);
+}
+
+/* Whichever allocation of libcurl fails: an error from the call, or one callback, or a loop that ends with an error;
+ * never a crash, a leak (the sanitizer tells) or silence. */
+static void test_memory_runs_out(void **state) {
+        struct fixture *fixture = *state;
+        struct server *server = server_start(script_ok, NULL);
+        struct http_options options = get(server->url);
+        size_t number = 0, errors = 0, answers = 0;
+        bool more = true;
+
+        options.bearer_token = "abc";
+        while (more) {
+                struct http *http = NULL;
+                struct call call = {.event = fixture->event};
+                assert_int_equal(http_new(fixture->event, fixture->resolve, &http), 0);
+                allocations = 0;
+                fail_at = ++number;
+                int r = http_request_start(http, &options, on_result, &call, &call.request);
+                if (r == 0)
+                        r = loop_run(fixture->event);
+                http_request_free(call.request);
+                more = allocations >= fail_at;
+                fail_at = 0;
+                http_free(http);
+                assert_true(r == 0 || r == -ENOMEM || r == -EIO);
+                assert_int_equal(call.called, r == 0 ? 1 : 0);
+                errors += call.called == 0 || call.outcome != HTTP_ANSWERED;
+                answers += call.called == 1 && call.outcome == HTTP_ANSWERED;
+        }
+        assert_true(errors > 10);
+        assert_true(answers > 0);
+        server_stop(server);
+}
+
 /* ---- TLS ------------------------------------------------------------------------------------------ */
 
 static char directory[] = "/tmp/test_http.XXXXXX";
@@ -669,9 +741,25 @@ static int make_certificate(const char *name) {
         snprintf(key, sizeof(key), "%s/%s.key", directory, name);
         snprintf(certificate, sizeof(certificate), "%s/%s.pem", directory, name);
         snprintf(subject, sizeof(subject), "/CN=%s", name);
-        const char *argv[] = { "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-                               "-days", "2", "-keyout", key, "-out", certificate, "-subj", subject, "-addext",
-                               "subjectAltName=IP:127.0.0.1", NULL };
+        const char *argv[] = {"openssl",
+                              "req",
+                              "-x509",
+                              "-newkey",
+                              "ec",
+                              "-pkeyopt",
+                              "ec_paramgen_curve:P-256",
+                              "-nodes",
+                              "-days",
+                              "2",
+                              "-keyout",
+                              key,
+                              "-out",
+                              certificate,
+                              "-subj",
+                              subject,
+                              "-addext",
+                              "subjectAltName=IP:127.0.0.1",
+                              NULL};
         return run(argv);
 }
 
@@ -697,8 +785,8 @@ static void tls_start(struct tls_server *server) {
                 dup2(output[1], 1);
                 close(input[1]);
                 dup2(open("/dev/null", O_RDWR), 2);
-                execlp("openssl", "openssl", "s_server", "-accept", "127.0.0.1:0", "-www", "-key", key, "-cert", certificate,
-                       "-Verify", "1", "-verify_return_error", "-CAfile", client, NULL);
+                execlp("openssl", "openssl", "s_server", "-accept", "127.0.0.1:0", "-www", "-key", key, "-cert",
+                       certificate, "-Verify", "1", "-verify_return_error", "-CAfile", client, NULL);
                 _exit(127);
         }
         close(input[0]);
@@ -727,7 +815,7 @@ static void test_tls(void **state) {
         char ca[64], certificate[64], key[64];
         struct call call;
 
-        if (run((const char *const[]){ "openssl", "version", NULL }) != 0) {
+        if (run((const char *const[]){"openssl", "version", NULL}) != 0) {
                 print_message("skipped: no openssl command\n");
                 skip();
         }
@@ -763,7 +851,7 @@ static void test_tls(void **state) {
         ask(*state, &call, &options);
         assert_int_equal(call.outcome, HTTP_UNREACHABLE);
         tls_stop(&server);
-        run((const char *const[]){ "rm", "-rf", directory, NULL });
+        run((const char *const[]){"rm", "-rf", directory, NULL});
 }
 
 int main(void) {
@@ -792,9 +880,15 @@ int main(void) {
                 TEST(test_free_all_in_a_handler),
                 TEST(test_start_in_a_handler),
                 TEST(test_a_failing_handler_ends_the_loop),
+                TEST(test_memory_runs_out),
                 TEST(test_tls),
         };
         if (signal(SIGPIPE, SIG_IGN) == SIG_ERR)
                 return 1;
-        return cmocka_run_group_tests(tests, NULL, NULL);
+        if (curl_global_init_mem(CURL_GLOBAL_DEFAULT, failing_malloc, free, failing_realloc, failing_strdup,
+                                 failing_calloc) != CURLE_OK)
+                return 1;
+        int failed = cmocka_run_group_tests(tests, NULL, NULL);
+        curl_global_cleanup();
+        return failed;
 }

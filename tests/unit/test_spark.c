@@ -22,14 +22,14 @@ enum behaviour {
         ALIVE,       /* knows ID, RUNNING on node-1 */
         ALIVE_EMPTY, /* knows no driver */
         STANDBY,
-        FORBIDS,     /* 403 HTML */
-        MISLEADS,    /* 302 to the next one */
-        BUSY,        /* 503 HTML */
+        FORBIDS,  /* 403 HTML */
+        MISLEADS, /* 302 to the next one */
+        BUSY,     /* 503 HTML */
         SILENT,
         CLOSES,
-        BABBLES,     /* HTML with 200 */
-        FLOODS,      /* a body above the limit */
-        LIES,        /* success:true for another id */
+        BABBLES, /* HTML with 200 */
+        FLOODS,  /* a body above the limit */
+        LIES,    /* success:true for another id */
 };
 
 struct master {
@@ -61,18 +61,23 @@ static const char *body_of(enum behaviour behaviour, bool kill_asked) {
         case ALIVE:
                 return kill_asked ? "{\"action\":\"KillSubmissionResponse\",\"message\":\"Kill request for " ID
                                     " submitted\",\"submissionId\":\"" ID "\",\"success\":true}"
-                                  : "{\"action\":\"SubmissionStatusResponse\",\"driverState\":\"RUNNING\",\"submissionId\":\"" ID
-                                    "\",\"success\":true,\"workerHostPort\":\"Node-1:7078\"}";
+                                  : "{\"action\":\"SubmissionStatusResponse\",\"driverState\":\"RUNNING\","
+                                    "\"submissionId\":\"" ID "\",\"success\":true,\"workerHostPort\":\"Node-1:7078\"}";
         case ALIVE_EMPTY:
                 return kill_asked ? "{\"action\":\"KillSubmissionResponse\",\"message\":\"Driver " ID
-                                    " has already finished or does not exist\",\"submissionId\":\"" ID "\",\"success\":false}"
-                                  : "{\"action\":\"SubmissionStatusResponse\",\"submissionId\":\"" ID "\",\"success\":false}";
+                                    " has already finished or does not exist\",\"submissionId\":\"" ID
+                                    "\",\"success\":false}"
+                                  : "{\"action\":\"SubmissionStatusResponse\",\"submissionId\":\"" ID
+                                    "\",\"success\":false}";
         case STANDBY:
-                return kill_asked ? "{\"action\":\"KillSubmissionResponse\",\"message\":\"Current state is not alive: STANDBY. Can "
+                return kill_asked ? "{\"action\":\"KillSubmissionResponse\",\"message\":\"Current state is not alive: "
+                                    "STANDBY. Can "
                                     "only kill drivers in ALIVE state.\",\"submissionId\":\"" ID "\",\"success\":false}"
                                   : "{\"action\":\"SubmissionStatusResponse\",\"message\":\"Exception from the "
-                                    "cluster:\\njava.lang.Exception: Current state is not alive: STANDBY. Can only request "
-                                    "driver status in ALIVE state.\\n\\tx\",\"submissionId\":\"" ID "\",\"success\":false}";
+                                    "cluster:\\njava.lang.Exception: Current state is not alive: STANDBY. Can only "
+                                    "request "
+                                    "driver status in ALIVE state.\\n\\tx\",\"submissionId\":\"" ID
+                                    "\",\"success\":false}";
         case LIES:
                 return "{\"action\":\"KillSubmissionResponse\",\"submissionId\":\"driver-1\",\"success\":true}";
         case FLOODS:
@@ -121,8 +126,8 @@ static void script_master(struct server_exchange *exchange, void *userdata) {
         exchange->then = behaviour == CLOSES ? SERVER_CLOSE : SERVER_KEEP;
         if (behaviour == CLOSES)
                 return;
-        int size = asprintf(&text, "HTTP/1.1 %s\r\nContent-Type: x\r\nContent-Length: %zu\r\n\r\n%s", status_of(behaviour),
-                            strlen(body), body);
+        int size = asprintf(&text, "HTTP/1.1 %s\r\nContent-Type: x\r\nContent-Length: %zu\r\n\r\n%s",
+                            status_of(behaviour), strlen(body), body);
         assert(size > 0);
         exchange->answer = text;
         exchange->free_answer = true;
@@ -130,7 +135,7 @@ static void script_master(struct server_exchange *exchange, void *userdata) {
 
 static void make_spark(struct fixture *fixture) {
         const char *urls[MASTERS];
-        static const char *const hosts[] = { "10.1.2.3", "node-1" };
+        static const char *const hosts[] = {"10.1.2.3", "node-1"};
         char slash[80];
 
         for (size_t i = 0; i < MASTERS; i++)
@@ -203,7 +208,7 @@ static int on_result(const struct spark_result *result, void *userdata) {
 static void ask(struct fixture *fixture, bool kill_asked, struct answer *answer) {
         struct spark_request *request = NULL;
 
-        *answer = (struct answer){ .event = fixture->event };
+        *answer = (struct answer){.event = fixture->event};
         assert_int_equal((kill_asked ? spark_kill : spark_status)(fixture->spark, ID, on_result, answer, &request), 0);
         assert_int_equal(answer->called, 0);
         assert_int_equal(loop_run(fixture->event), 0);
@@ -245,11 +250,11 @@ static void test_status(void **state) {
 
 static void test_worker_elsewhere(void **state) {
         struct fixture *fixture = *state;
-        struct spark_options options = { .masters = (const char *const[]){ fixture->masters[0].server->url },
-                                         .master_count = 1,
-                                         .worker_hosts = (const char *const[]){ "node-10", "node-1.example" },
-                                         .worker_host_count = 2,
-                                         .request_timeout_usec = USEC_PER_SEC };
+        struct spark_options options = {.masters = (const char *const[]){fixture->masters[0].server->url},
+                                        .master_count = 1,
+                                        .worker_hosts = (const char *const[]){"node-10", "node-1.example"},
+                                        .worker_host_count = 2,
+                                        .request_timeout_usec = USEC_PER_SEC};
         struct answer answer;
 
         fixture->spark = spark_free(fixture->spark);
@@ -266,24 +271,24 @@ static void test_rounds(void **state) {
                 enum spark_answer answer;
                 size_t decided; /* the master that is named */
         } table[] = {
-                { { STANDBY, ALIVE, STANDBY }, SPARK_ACCEPTED, 1 },
-                { { STANDBY, STANDBY, ALIVE }, SPARK_ACCEPTED, 2 },
-                { { STANDBY, ALIVE_EMPTY, ALIVE }, SPARK_UNKNOWN_ID, 1 }, /* the word of an ALIVE master ends it */
-                { { CLOSES, ALIVE, STANDBY }, SPARK_ACCEPTED, 1 },
-                { { SILENT, BUSY, ALIVE }, SPARK_ACCEPTED, 2 },
-                { { FORBIDS, MISLEADS, ALIVE }, SPARK_ACCEPTED, 2 },
-                { { BABBLES, FLOODS, ALIVE_EMPTY }, SPARK_UNKNOWN_ID, 2 },
-                { { STANDBY, STANDBY, STANDBY }, SPARK_NOT_ALIVE, 2 },
-                { { STANDBY, MISLEADS, STANDBY }, SPARK_REFUSED, 2 },
-                { { MISLEADS, MISLEADS, MISLEADS }, SPARK_REFUSED, 2 },
-                { { FORBIDS, STANDBY, MISLEADS }, SPARK_REFUSED_AUTH, 2 },
-                { { MISLEADS, FORBIDS, FORBIDS }, SPARK_REFUSED_AUTH, 2 },
-                { { FORBIDS, CLOSES, FORBIDS }, SPARK_UNREACHABLE, 2 },
-                { { BUSY, STANDBY, FORBIDS }, SPARK_UNREACHABLE, 2 },
-                { { STANDBY, SILENT, STANDBY }, SPARK_UNREACHABLE, 2 },
-                { { STANDBY, BABBLES, STANDBY }, SPARK_UNREACHABLE, 2 },
-                { { STANDBY, LIES, STANDBY }, SPARK_UNREACHABLE, 2 },
-                { { FLOODS, FLOODS, FLOODS }, SPARK_UNREACHABLE, 2 },
+                {{STANDBY, ALIVE, STANDBY}, SPARK_ACCEPTED, 1},
+                {{STANDBY, STANDBY, ALIVE}, SPARK_ACCEPTED, 2},
+                {{STANDBY, ALIVE_EMPTY, ALIVE}, SPARK_UNKNOWN_ID, 1}, /* the word of an ALIVE master ends it */
+                {{CLOSES, ALIVE, STANDBY}, SPARK_ACCEPTED, 1},
+                {{SILENT, BUSY, ALIVE}, SPARK_ACCEPTED, 2},
+                {{FORBIDS, MISLEADS, ALIVE}, SPARK_ACCEPTED, 2},
+                {{BABBLES, FLOODS, ALIVE_EMPTY}, SPARK_UNKNOWN_ID, 2},
+                {{STANDBY, STANDBY, STANDBY}, SPARK_NOT_ALIVE, 2},
+                {{STANDBY, MISLEADS, STANDBY}, SPARK_REFUSED, 2},
+                {{MISLEADS, MISLEADS, MISLEADS}, SPARK_REFUSED, 2},
+                {{FORBIDS, STANDBY, MISLEADS}, SPARK_REFUSED_AUTH, 2},
+                {{MISLEADS, FORBIDS, FORBIDS}, SPARK_REFUSED_AUTH, 2},
+                {{FORBIDS, CLOSES, FORBIDS}, SPARK_UNREACHABLE, 2},
+                {{BUSY, STANDBY, FORBIDS}, SPARK_UNREACHABLE, 2},
+                {{STANDBY, SILENT, STANDBY}, SPARK_UNREACHABLE, 2},
+                {{STANDBY, BABBLES, STANDBY}, SPARK_UNREACHABLE, 2},
+                {{STANDBY, LIES, STANDBY}, SPARK_UNREACHABLE, 2},
+                {{FLOODS, FLOODS, FLOODS}, SPARK_UNREACHABLE, 2},
         };
         struct fixture *fixture = *state;
 
@@ -337,9 +342,10 @@ static void test_the_alive_one_is_asked_first(void **state) {
 static void test_dead_masters(void **state) {
         struct fixture *fixture = *state;
         char urls[2][64];
-        int fds[2] = { server_dead_port(urls[0], sizeof(urls[0])), server_dead_port(urls[1], sizeof(urls[1])) };
-        struct spark_options options = { .masters = (const char *const[]){ urls[0], urls[1] }, .master_count = 2,
-                                         .request_timeout_usec = USEC_PER_SEC };
+        int fds[2] = {server_dead_port(urls[0], sizeof(urls[0])), server_dead_port(urls[1], sizeof(urls[1]))};
+        struct spark_options options = {.masters = (const char *const[]){urls[0], urls[1]},
+                                        .master_count = 2,
+                                        .request_timeout_usec = USEC_PER_SEC};
         struct answer answer;
 
         fixture->spark = spark_free(fixture->spark);
@@ -355,11 +361,12 @@ static void test_dead_masters(void **state) {
 }
 
 static void test_what_is_not_acceptable(void **state) {
-        static const char *const ids[] = { "", ".", "..", "a/b", "a b", "a%2fb", "a?b", "a\nb", "driver-1;x", "\xc3\xa4" };
+        static const char *const ids[] = {"",      ".",   "..",   "a/b",        "a b",
+                                          "a%2fb", "a?b", "a\nb", "driver-1;x", "\xc3\xa4"};
         struct fixture *fixture = *state;
         struct spark_request *request = NULL;
         struct spark *spark = NULL;
-        struct answer answer = { .event = fixture->event };
+        struct answer answer = {.event = fixture->event};
         const char *many[SPARK_MASTERS_MAX + 1];
 
         for (size_t i = 0; i < ARRAY_SIZE(ids); i++) {
@@ -369,12 +376,12 @@ static void test_what_is_not_acceptable(void **state) {
         assert_null(request);
         for (size_t i = 0; i < ARRAY_SIZE(many); i++)
                 many[i] = "http://127.0.0.1:1";
-        struct spark_options options = { .masters = many, .master_count = 0 };
+        struct spark_options options = {.masters = many, .master_count = 0};
         assert_int_equal(spark_new(fixture->event, fixture->http, &options, &spark), -EINVAL);
         options.master_count = ARRAY_SIZE(many);
         assert_int_equal(spark_new(fixture->event, fixture->http, &options, &spark), -EINVAL);
         /* URLs that the HTTP client refuses still make a round, with an end on the loop */
-        options.masters = (const char *const[]){ "ftp://x", "gopher://y" };
+        options.masters = (const char *const[]){"ftp://x", "gopher://y"};
         options.master_count = 2;
         assert_int_equal(spark_new(fixture->event, fixture->http, &options, &spark), 0);
         spark_free(fixture->spark);
@@ -398,7 +405,7 @@ static void test_token(void **state) {
 
         assert_non_null(mkdtemp(directory));
         snprintf(path, sizeof(path), "%s/token", directory);
-        struct token_options options = { .file = path };
+        struct token_options options = {.file = path};
         assert_int_equal(token_new(fixture->event, fixture->http, &options, &fixture->token), 0);
         make_spark(fixture);
         /* nobody is asked without it */
@@ -430,7 +437,7 @@ static void test_token_not_there_yet(void **state) {
         struct answer answer;
 
         be(fixture, ALIVE, ALIVE, SILENT);
-        struct token_options options = { .url = fixture->masters[2].server->url };
+        struct token_options options = {.url = fixture->masters[2].server->url};
         assert_int_equal(token_new(fixture->event, fixture->http, &options, &fixture->token), 0);
         make_spark(fixture);
         ask(fixture, true, &answer);
@@ -443,7 +450,7 @@ static void test_token_not_there_yet(void **state) {
 static void test_cancel(void **state) {
         struct fixture *fixture = *state;
         struct spark_request *requests[10];
-        struct answer answer = { .event = fixture->event };
+        struct answer answer = {.event = fixture->event};
 
         be(fixture, STANDBY, SILENT, ALIVE);
         for (uint64_t usec = 0; usec < 4000; usec += 500) {
@@ -479,10 +486,11 @@ static void test_free_all_in_a_handler(void **state) {
         struct fixture *fixture = *state;
 
         for (int round = 0; round < 2; round++) {
-                struct group group = { .event = fixture->event };
+                struct group group = {.event = fixture->event};
                 be(fixture, round ? STANDBY : ALIVE, STANDBY, CLOSES);
                 for (size_t i = 0; i < ARRAY_SIZE(group.requests); i++)
-                        assert_int_equal(spark_kill(fixture->spark, ID, on_result_free_all, &group, &group.requests[i]), 0);
+                        assert_int_equal(spark_kill(fixture->spark, ID, on_result_free_all, &group, &group.requests[i]),
+                                         0);
                 assert_int_equal(loop_run(fixture->event), 0);
                 assert_int_equal(loop_run_for(fixture->event, 20 * USEC_PER_MSEC), 0);
                 assert_int_equal(group.called, 1);

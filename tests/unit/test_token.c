@@ -49,7 +49,7 @@ static int teardown(void **state) {
 }
 
 static void make(struct fixture *fixture, const char *file, const char *url) {
-        struct token_options options = { .file = file, .url = url };
+        struct token_options options = {.file = file, .url = url};
         assert_int_equal(token_new(fixture->event, fixture->http, &options, &fixture->token), 0);
 }
 
@@ -66,7 +66,7 @@ static void write_text(const char *path, const char *text) {
 
 /* As if it had been written an hour ago. */
 static void make_old(const char *path) {
-        struct timespec times[2] = { { .tv_sec = time(NULL) - 3600 }, { .tv_sec = time(NULL) - 3600 } };
+        struct timespec times[2] = {{.tv_sec = time(NULL) - 3600}, {.tv_sec = time(NULL) - 3600}};
         assert_int_equal(utimensat(AT_FDCWD, path, times, 0), 0);
 }
 
@@ -99,7 +99,7 @@ static void test_none(void **state) {
 
 static void test_options(void **state) {
         struct fixture *fixture = *state;
-        struct token_options options = { 0 };
+        struct token_options options = {0};
 
         assert_int_equal(token_new(fixture->event, fixture->http, &options, &fixture->token), -EINVAL);
         options.file = "a";
@@ -119,17 +119,17 @@ static void test_file_content(void **state) {
                 size_t size;
                 const char *token; /* NULL: -EINVAL */
         } table[] = {
-                { "abc", 0, "abc" },
-                { "  abc.DEF-_~+/=\r\n\t ", 0, "abc.DEF-_~+/=" },
-                { "\n\nabc\n\n", 0, "abc" },
-                { "", 0, NULL },
-                { " \n", 0, NULL },
-                { "secret one", 0, NULL },
-                { "secret\nline", 0, NULL },
-                { "secret\0", 7, NULL },
-                { "secret\x7f", 0, NULL },
-                { "secr\xc3\xa9t", 0, NULL },
-                { "secret\x1b[31m", 0, NULL },
+                {"abc", 0, "abc"},
+                {"  abc.DEF-_~+/=\r\n\t ", 0, "abc.DEF-_~+/="},
+                {"\n\nabc\n\n", 0, "abc"},
+                {"", 0, NULL},
+                {" \n", 0, NULL},
+                {"secret one", 0, NULL},
+                {"secret\nline", 0, NULL},
+                {"secret\0", 7, NULL},
+                {"secret\x7f", 0, NULL},
+                {"secr\xc3\xa9t", 0, NULL},
+                {"secret\x1b[31m", 0, NULL},
         };
         struct fixture *fixture = *state;
 
@@ -256,8 +256,8 @@ static void script_service(struct server_exchange *exchange, void *userdata) {
         base_text_copy(service->last, sizeof(service->last), exchange->request);
         if (!body)
                 return;
-        int size = asprintf(&text, "HTTP/1.1 %d x\r\nContent-Length: %zu\r\n\r\n%s", atomic_load(&service->status), strlen(body),
-                            body);
+        int size = asprintf(&text, "HTTP/1.1 %d x\r\nContent-Length: %zu\r\n\r\n%s", atomic_load(&service->status),
+                            strlen(body), body);
         assert(size > 0);
         exchange->answer = text;
         exchange->free_answer = true;
@@ -279,8 +279,8 @@ static void await(struct fixture *fixture, int result, const char *value) {
 
 static void test_url(void **state) {
         struct fixture *fixture = *state;
-        struct service service = { .body = "{\"access_token\":\"abc\",\"expires_in\":3599,\"token_type\":\"Bearer\"}",
-                                   .status = 200 };
+        struct service service = {.body = "{\"access_token\":\"abc\",\"expires_in\":3599,\"token_type\":\"Bearer\"}",
+                                  .status = 200};
         struct server *server = server_start(script_service, &service);
         char url[128];
 
@@ -289,7 +289,8 @@ static void test_url(void **state) {
         expect_error(fixture, -EAGAIN);
         await(fixture, 0, "abc");
         assert_string_equal(token_error(fixture->token), "");
-        assert_non_null(strstr(service.last, "GET /computeMetadata/v1/instance/service-accounts/default/token HTTP/1.1\r\n"));
+        assert_non_null(
+                strstr(service.last, "GET /computeMetadata/v1/instance/service-accounts/default/token HTTP/1.1\r\n"));
         assert_non_null(strstr(service.last, "\r\nMetadata-Flavor: Google\r\n"));
         assert_int_equal(loop_run_for(fixture->event, 20 * USEC_PER_MSEC), 0);
         assert_int_equal(atomic_load(&server->requests), 1); /* half its life is far */
@@ -303,26 +304,26 @@ static void test_url_answers(void **state) {
                 int result;
                 const char *value;
         } table[] = {
-                { 200, "{\"access_token\":\" abc \",\"expires_in\":1}", 0, "abc" },
-                { 200, "{\"access_token\":\"abc\",\"expires_in\":9000000000000}", 0, "abc" },
-                { 200, "{\"access_token\":\"secret\",\"expires_in\":0}", -EINVAL, NULL },
-                { 200, "{\"access_token\":\"secret\",\"expires_in\":-1}", -EINVAL, NULL },
-                { 200, "{\"access_token\":\"secret\",\"expires_in\":\"3600\"}", -EINVAL, NULL },
-                { 200, "{\"access_token\":\"secret\",\"expires_in\":3600.5}", -EINVAL, NULL },
-                { 200, "{\"access_token\":\"secret\",\"expires_in\":99999999999999999999}", -EINVAL, NULL },
-                { 200, "{\"access_token\":\"secret\"}", -EINVAL, NULL },
-                { 200, "{\"access_token\":\"\",\"expires_in\":3600}", -EINVAL, NULL },
-                { 200, "{\"access_token\":\"secret one\",\"expires_in\":3600}", -EINVAL, NULL },
-                { 200, "{\"access_token\":\"secret\\r\\nX: y\",\"expires_in\":3600}", -EINVAL, NULL },
-                { 200, "{\"access_token\":\"secret\\u0000\",\"expires_in\":3600}", -EINVAL, NULL },
-                { 200, "{\"access_token\":7,\"expires_in\":3600}", -EINVAL, NULL },
-                { 200, "{\"access_token\":\"secret\",\"expires_in\":3600", -EINVAL, NULL },
-                { 200, "<html>secret</html>", -EINVAL, NULL },
+                {200, "{\"access_token\":\" abc \",\"expires_in\":1}", 0, "abc"},
+                {200, "{\"access_token\":\"abc\",\"expires_in\":9000000000000}", 0, "abc"},
+                {200, "{\"access_token\":\"secret\",\"expires_in\":0}", -EINVAL, NULL},
+                {200, "{\"access_token\":\"secret\",\"expires_in\":-1}", -EINVAL, NULL},
+                {200, "{\"access_token\":\"secret\",\"expires_in\":\"3600\"}", -EINVAL, NULL},
+                {200, "{\"access_token\":\"secret\",\"expires_in\":3600.5}", -EINVAL, NULL},
+                {200, "{\"access_token\":\"secret\",\"expires_in\":99999999999999999999}", -EINVAL, NULL},
+                {200, "{\"access_token\":\"secret\"}", -EINVAL, NULL},
+                {200, "{\"access_token\":\"\",\"expires_in\":3600}", -EINVAL, NULL},
+                {200, "{\"access_token\":\"secret one\",\"expires_in\":3600}", -EINVAL, NULL},
+                {200, "{\"access_token\":\"secret\\r\\nX: y\",\"expires_in\":3600}", -EINVAL, NULL},
+                {200, "{\"access_token\":\"secret\\u0000\",\"expires_in\":3600}", -EINVAL, NULL},
+                {200, "{\"access_token\":7,\"expires_in\":3600}", -EINVAL, NULL},
+                {200, "{\"access_token\":\"secret\",\"expires_in\":3600", -EINVAL, NULL},
+                {200, "<html>secret</html>", -EINVAL, NULL},
         };
         struct fixture *fixture = *state;
 
         for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
-                struct service service = { .body = table[i].body, .status = table[i].status };
+                struct service service = {.body = table[i].body, .status = table[i].status};
                 struct server *server = server_start(script_service, &service);
                 make(fixture, NULL, server->url);
                 await(fixture, table[i].result, table[i].value);
@@ -334,7 +335,7 @@ static void test_url_answers(void **state) {
 
 static void test_url_back_off_and_recovery(void **state) {
         struct fixture *fixture = *state;
-        struct service service = { .body = "no", .status = 503 };
+        struct service service = {.body = "no", .status = 503};
         struct server *server = server_start(script_service, &service);
 
         make(fixture, NULL, server->url);
@@ -352,7 +353,7 @@ static void test_url_back_off_and_recovery(void **state) {
 /* token_refresh() asks anew and keeps the old token meanwhile, also when the service is down by then. */
 static void test_url_refresh(void **state) {
         struct fixture *fixture = *state;
-        struct service service = { .body = "{\"access_token\":\"old\",\"expires_in\":3600}", .status = 200 };
+        struct service service = {.body = "{\"access_token\":\"old\",\"expires_in\":3600}", .status = 200};
         struct server *server = server_start(script_service, &service);
         const char *value;
 
@@ -367,6 +368,10 @@ static void test_url_refresh(void **state) {
                 assert_int_equal(loop_run_for(fixture->event, 2 * USEC_PER_MSEC), 0);
         assert_int_equal(token_get(fixture->token, &value), 0);
         assert_string_equal(value, "old");
+        for (int i = 0; i < 20; i++) { /* a caller in a hurry: at most one question a second */
+                token_refresh(fixture->token);
+                assert_int_equal(loop_run_for(fixture->event, 5 * USEC_PER_MSEC), 0);
+        }
         assert_int_equal(atomic_load(&server->requests), 2);
         atomic_store(&service.body, "{\"access_token\":\"new\",\"expires_in\":3600}");
         atomic_store(&service.status, 200);
@@ -376,7 +381,7 @@ static void test_url_refresh(void **state) {
 
 static void test_url_expires(void **state) {
         struct fixture *fixture = *state;
-        struct service service = { .body = "{\"access_token\":\"short\",\"expires_in\":1}", .status = 200 };
+        struct service service = {.body = "{\"access_token\":\"short\",\"expires_in\":1}", .status = 200};
         struct server *server = server_start(script_service, &service);
 
         make(fixture, NULL, server->url);
@@ -400,7 +405,7 @@ static void test_url_nobody_there(void **state) {
 
 static void test_url_free_while_asking(void **state) {
         struct fixture *fixture = *state;
-        struct service service = { .body = NULL };
+        struct service service = {.body = NULL};
         struct server *server = server_start(script_service, &service);
 
         make(fixture, NULL, server->url);
