@@ -2,8 +2,8 @@
 #pragma once
 /*
  * control_world: everything around control, for its unit tests: an agent that takes notes, a loop on virtual time, a
- * gRPC channel and a token that the test plays itself. They stand in for event.h, grpc.h and token.h at link time: five minutes of a dead
- * server take no time, and every back-off can be read to the microsecond.
+ * gRPC channel and a token that the test plays itself. The last three stand in for event.h, grpc.h and token.h at
+ * link time: five minutes of a dead server take no time, and every back-off can be read to the microsecond.
  */
 #include <setjmp.h>
 #include <stdarg.h>
