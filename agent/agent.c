@@ -459,7 +459,6 @@ static void on_bookmark(struct agent *agent, const struct command_event *event) 
         uint64_t real = event_real_usec(agent->event), server = event->server_real_usec;
         uint64_t skew = real > server ? real - server : server - real;
 
-        metrics_set(METRICS_LAST_CONTACT, NULL, (double)(real / USEC_PER_SEC));
         if (server == 0)
                 return;
         if (skew > SKEW_WARN_USEC && !agent->skew_warned)
@@ -570,13 +569,6 @@ static int agent_on_notice(enum control_notice notice, const char *detail, void 
         bool connected = control_is_connected(agent->control);
 
         journal_write(notice_event(notice), NULL, "%s %s", notice_words(notice), detail);
-        if (notice == CONTROL_CONNECTED) {
-                base_text_copy(agent->peer, sizeof agent->peer, detail);
-                metrics_add(METRICS_STREAM_CONNECTS, NULL, 1);
-        }
-        if (notice == CONTROL_REVISION_BACKWARD)
-                metrics_add(METRICS_REVISIONS_BACKWARD, NULL, 1);
-        metrics_set(METRICS_STREAM_UP, NULL, connected ? 1 : 0);
         agent->connected = connected;
         agent_counts_changed(agent);
         return 0;

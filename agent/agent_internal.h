@@ -106,7 +106,6 @@ struct agent {
         size_t held;                   /* bytes not given back because max_open is reached */
         bool revision_reset, full, skew_warned, connected;
         int64_t sequence_base;
-        char peer[128];
         uint64_t last_outcome_usec;
 
         int (*status_changed)(void *userdata);

@@ -274,6 +274,7 @@ static void deadline_passed(struct cancel *c, const struct cancel_now *now, stru
                 if (!c->scanned && now->usec < base_usec_add(r->deadline_usec, SCAN_GRACE_USEC)) {
                         ask_scan(c, u);
                         c->scan_usec = now->usec + POLL_USEC;
+                        c->ask_usec = USEC_NEVER; /* its word comes too late */
                         return;
                 }
                 outcome = c->scanned ? outcome_of_gone(c) : CANCEL_OUTCOME_NONE;

@@ -201,6 +201,8 @@ uint64_t control_deadline_usec(const struct control *control, uint64_t server_re
         const struct control_watch *watch = &control->watch;
         uint64_t real_usec = watch->server_real_usec, usec = watch->server_usec;
 
+        if (server_real_usec == USEC_NEVER)
+                return USEC_NEVER;
         if (!real_usec) {
                 real_usec = event_real_usec(control->event);
                 usec = event_now_usec(control->event);

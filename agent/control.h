@@ -4,7 +4,8 @@
  * control: the session with the control plane: Watch with resume, Report with retry
  *
  * Watch: one stream from the last stored revision; heartbeats (Bookmark); silence of three intervals drops the
- * connection; reconnects with jittered exponential back-off that only useful progress (a message) resets;
+ * connection; reconnects with jittered exponential back-off that only useful progress resets (the stored
+ * position went forward, or the stream lived for a heartbeat interval);
  * OUT_OF_RANGE starts over from 0; ABORTED ("another agent calls itself NODE") waits reconnect_max.
  * An event's bytes stay charged to the stream's window until the agent has stored it: a flood is held at the
  * server, not in our memory.

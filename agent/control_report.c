@@ -284,18 +284,22 @@ static void got_through(struct control_sender *sender) {
         sender->error[0] = '\0';
 }
 
-/* For five minutes nothing got through, or not this known bad report: one notice each. */
-static int tell_failing(struct control *control, struct control_report_batch *batch) {
+/* For five minutes nothing got through, or not this known bad report: to be told once. */
+static bool must_tell(struct control *control, struct control_report_batch *batch) {
         struct control_sender *sender = &control->sender;
         uint64_t now = event_now_usec(control->event);
-        bool all = base_usec_sub(now, base_min_u64(sender->since_usec, now)) >= FAILING_USEC;
-        bool this = is_known_bad(batch) && base_usec_sub(now, base_min_u64(batch->since_usec, now)) >= FAILING_USEC;
+        bool all = base_usec_sub(now, sender->since_usec) >= FAILING_USEC;
+        bool alone = is_known_bad(batch) && !batch->told && base_usec_sub(now, batch->since_usec) >= FAILING_USEC;
 
-        if (sender->told || !(all || (this && !batch->told)))
-                return 0;
+        if (sender->told || !(all || alone))
+                return false;
         batch->told = true;
         sender->told = all;
-        return control_notify(control, CONTROL_REPORTS_FAILING, "%s", sender->error);
+        return true;
+}
+
+static int tell_failing(struct control *control, bool tell) {
+        return tell ? control_notify(control, CONTROL_REPORTS_FAILING, "%s", control->sender.error) : 0;
 }
 
 static void note_failure(struct control *control, struct control_report_batch *batch, const char *error) {
@@ -313,19 +317,19 @@ static int failed(struct control *control, struct control_report_batch *batch, c
                   const char *error) {
         struct control_sender *sender = &control->sender;
         uint64_t now = event_now_usec(control->event);
-        int r;
+        bool tell;
 
         note_failure(control, batch, error);
         sender->unreachable = !result || !result->from_peer;
         if (result && result->status == GRPC_UNAUTHENTICATED)
                 token_refresh(control->token);
         sender->next_usec = base_usec_add(now, control_backoff(control, &sender->attempts, result));
-        r = tell_failing(control, batch);
+        tell = must_tell(control, batch);
         if (batch->kept)
                 wait_until(sender, batch, sender->next_usec);
         else
                 dissolve(sender, batch);
-        return r;
+        return tell_failing(control, tell);
 }
 
 static int troubled(struct control *control, struct control_report_batch *batch, const struct grpc_result *result,
@@ -333,7 +337,7 @@ static int troubled(struct control *control, struct control_report_batch *batch,
         struct control_sender *sender = &control->sender;
         uint64_t now = event_now_usec(control->event), due;
         struct control_report_batch *second = NULL;
-        int r;
+        bool tell;
 
         note_failure(control, batch, error);
         sender->unreachable = false;
@@ -344,13 +348,13 @@ static int troubled(struct control *control, struct control_report_batch *batch,
                 sender->lone_usec = base_usec_add(now, control->reconnect_min_usec);
         else
                 sender->next_usec = base_usec_add(now, control_backoff(control, &sender->attempts, result));
-        r = tell_failing(control, batch);
+        tell = must_tell(control, batch);
         if (batch->count > 1 && batch->troubles >= TROUBLES_MAX)
                 second = split(batch);
         wait_until(sender, batch, due);
         if (second)
                 wait_until(sender, second, due);
-        return r;
+        return tell_failing(control, tell);
 }
 
 /* The halves go out at once: each call brings the search nearer to its end, and none is a blind retry. */

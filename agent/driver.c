@@ -26,8 +26,8 @@ int driver_place_open(const struct driver *driver, struct driver_place *ret) {
                 return -errno;
         if (fstat(fd, &st) < 0)
                 return -errno;
-        *ret = (struct driver_place){ .fd = TAKE_FD(fd), .device = st.st_dev, .inode = st.st_ino,
-                                      .owner = st.st_uid, .readable = readable };
+        *ret = (struct driver_place){
+                .fd = TAKE_FD(fd), .device = st.st_dev, .inode = st.st_ino, .owner = st.st_uid, .readable = readable};
         return 0;
 }
 
@@ -58,10 +58,10 @@ int driver_place_look(struct driver *driver, struct driver_place *ret) {
         return r;
 }
 
-int driver_new(struct event *event, const struct driver_options *options, int (*wake)(void *userdata),
-               void *userdata, struct driver **ret) {
+int driver_new(struct event *event, const struct driver_options *options, int (*wake)(void *userdata), void *userdata,
+               struct driver **ret) {
         _cleanup_(driver_free_pointer) struct driver *driver = NULL;
-        struct driver_place place = { .fd = -1 };
+        struct driver_place place = {.fd = -1};
         long ticks = sysconf(_SC_CLK_TCK);
         int r;
 
@@ -169,7 +169,7 @@ void driver_lookalikes(const struct driver *driver, const char *job_id,
 
         for (size_t i = 0; i < table->mention_count; i++) {
                 const struct driver_mention *mention = &table->mentions[i];
-                struct driver_lookalike lookalike = { .pid = mention->pid, .reason = mention->reason };
+                struct driver_lookalike lookalike = {.pid = mention->pid, .reason = mention->reason};
 
                 if (mention->pid == last || !driver_argv_mention_is(mention->text, job_id))
                         continue;

@@ -26,13 +26,26 @@
 /* IsWhiteSpaceOption() of libjli/java.c, JDK 9 to 25; JDK 8 knows the first two only and does not start with the
  * others. An option that a later JDK adds would make its value look like the main class: refused, not misread. */
 static const char *const two_element_options[] = {
-        "-cp", "-classpath", "--class-path", "-p", "--module-path", "--upgrade-module-path", "--add-modules",
-        "--enable-native-access", "--limit-modules", "--add-exports", "--add-opens", "--add-reads",
-        "--patch-module", "--describe-module", "-d", "--source",
+        "-cp",
+        "-classpath",
+        "--class-path",
+        "-p",
+        "--module-path",
+        "--upgrade-module-path",
+        "--add-modules",
+        "--enable-native-access",
+        "--limit-modules",
+        "--add-exports",
+        "--add-opens",
+        "--add-reads",
+        "--patch-module",
+        "--describe-module",
+        "-d",
+        "--source",
 };
 
 /* Options after which the first other element is a file or a module. */
-static const char *const no_class_options[] = { "-jar", "-m", "--module" };
+static const char *const no_class_options[] = {"-jar", "-m", "--module"};
 
 struct walk {
         const char *next;
@@ -72,7 +85,7 @@ static const char *property_value(const char *element, const char *property) {
 
 static void keep_first(struct span *span, const char *value) {
         if (!span->data)
-                *span = (struct span){ .data = (const uint8_t *)value, .size = strlen(value) };
+                *span = (struct span){.data = (const uint8_t *)value, .size = strlen(value)};
 }
 
 static void take_option(const char *element, const char *property, struct driver_argv *argv) {
@@ -121,9 +134,8 @@ static const char *take_driver_arguments(struct walk *walk, bool cut, struct dri
         return NULL;
 }
 
-static const char *classify(const char *bytes, size_t size, bool cut, const char *property,
-                            struct driver_argv *argv) {
-        struct walk walk = { .next = bytes, .end = bytes + size };
+static const char *classify(const char *bytes, size_t size, bool cut, const char *property, struct driver_argv *argv) {
+        struct walk walk = {.next = bytes, .end = bytes + size};
         const char *main_class;
 
         if (size == 0)
@@ -145,11 +157,11 @@ static const char *classify(const char *bytes, size_t size, bool cut, const char
 }
 
 void driver_argv_parse(const char *bytes, size_t size, bool cut, const char *property, struct driver_argv *ret) {
-        struct driver_argv argv = { .kind = DRIVER_ARGV_OTHER };
+        struct driver_argv argv = {.kind = DRIVER_ARGV_OTHER};
 
         argv.refusal = classify(bytes, size, cut, property, &argv);
         if (argv.kind != DRIVER_ARGV_DRIVER)
-                argv = (struct driver_argv){ .kind = argv.kind, .refusal = argv.refusal };
+                argv = (struct driver_argv){.kind = argv.kind, .refusal = argv.refusal};
         *ret = argv;
 }
 
@@ -157,8 +169,7 @@ static bool is_id_character(char c) {
         return c > 0x20 && c < 0x7f;
 }
 
-bool driver_argv_next_mention(const char *bytes, size_t size, const char *property, size_t *offset,
-                              struct span *ret) {
+bool driver_argv_next_mention(const char *bytes, size_t size, const char *property, size_t *offset, struct span *ret) {
         size_t property_size = strlen(property);
 
         while (*offset < size) {
@@ -174,7 +185,7 @@ bool driver_argv_next_mention(const char *bytes, size_t size, const char *proper
                 start++;
                 while (length <= JOB_ID_MAX && start + length < size && is_id_character(bytes[start + length]))
                         length++;
-                *ret = (struct span){ .data = (const uint8_t *)bytes + start, .size = length };
+                *ret = (struct span){.data = (const uint8_t *)bytes + start, .size = length};
                 return true;
         }
         *offset = size;

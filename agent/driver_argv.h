@@ -19,11 +19,11 @@ enum driver_argv_kind {
 
 struct driver_argv {
         enum driver_argv_kind kind;
-        const char *refusal;    /* OTHER: why it is no driver, a literal */
-        struct span job_id;     /* value of the first -D<property>= before the main class; data NULL: none */
-        struct span app_name;   /* value of the first -Dspark.app.name=; data NULL: none */
-        bool supervised;        /* some -Dspark.driver.supervise= is true */
-        const char *jar;        /* second argument after the main class, NUL-terminated */
+        const char *refusal;  /* OTHER: why it is no driver, a literal */
+        struct span job_id;   /* value of the first -D<property>= before the main class; data NULL: none */
+        struct span app_name; /* value of the first -Dspark.app.name=; data NULL: none */
+        bool supervised;      /* some -Dspark.driver.supervise= is true */
+        const char *jar;      /* second argument after the main class, NUL-terminated */
         size_t jar_size;
 };
 
@@ -34,8 +34,7 @@ void driver_argv_parse(const char *bytes, size_t size, bool cut, const char *pro
 /* driver_argv_next_mention() - walk over every place, in whatever element, where "<property>=" stands, and give
  * the text after it up to a NUL, a space or a byte that no id can have, at most JOB_ID_MAX + 1 bytes. `offset`
  * starts at 0. False: no more. For look-alikes only: a mention identifies nothing. */
-bool driver_argv_next_mention(const char *bytes, size_t size, const char *property, size_t *offset,
-                              struct span *ret);
+bool driver_argv_next_mention(const char *bytes, size_t size, const char *property, size_t *offset, struct span *ret);
 
 /* driver_argv_mention_is() - may this mention mean `job_id`? It does when the id is followed by the end or by a
  * character that seldom stands in ids: `42;` and `42"` mention 42, `420` and `42-b` do not. */

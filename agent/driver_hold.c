@@ -47,8 +47,8 @@ static int prove(const struct driver *driver, const struct driver_found *found) 
         return stat.pid == found->pid && stat.start_ticks == found->start_ticks && driver_stat_is_alive(&stat) ? 0 : 1;
 }
 
-int driver_hold(struct driver *driver, const struct driver_found *found, int (*exited)(void *userdata),
-                void *userdata, struct driver_hold **ret) {
+int driver_hold(struct driver *driver, const struct driver_found *found, int (*exited)(void *userdata), void *userdata,
+                struct driver_hold **ret) {
         _cleanup_(driver_hold_free_pointer) struct driver_hold *hold = NULL;
         int r;
 

@@ -10,8 +10,8 @@
 
 #include <sys/types.h>
 
-#define DRIVER_PROCESSES_MAX 65536   /* driver processes of one scan */
-#define DRIVER_MENTIONS_MAX 256      /* look-alikes kept of one scan */
+#define DRIVER_PROCESSES_MAX 65536    /* driver processes of one scan */
+#define DRIVER_MENTIONS_MAX 256       /* look-alikes kept of one scan */
 #define DRIVER_PROCESS_MENTIONS_MAX 4 /* of these from one process */
 
 struct driver_watch;
@@ -36,9 +36,9 @@ struct driver_table {
         struct driver_process *processes; /* sorted by job id; within one, the one to act on first */
         size_t count;
         size_t allocated;
-        struct driver_mention *mentions;  /* in the order in which they were seen */
+        struct driver_mention *mentions; /* in the order in which they were seen */
         size_t mention_count;
-        uint32_t size;                    /* processes seen, of whatever user */
+        uint32_t size; /* processes seen, of whatever user */
 };
 
 struct driver {
@@ -52,16 +52,16 @@ struct driver {
         struct buffer argv_bytes;   /* the cmdline that is looked at */
         struct buffer parent_bytes; /* its parent's */
         struct driver_watch *watch;
-        char work_status[128];      /* "": readable */
+        char work_status[128]; /* "": readable */
 };
 
 /* The work directory as one scan sees it. */
 struct driver_place {
-        int fd;          /* -1: not there or not readable */
+        int fd; /* -1: not there or not readable */
         dev_t device;
         ino_t inode;
         uid_t owner;
-        bool readable;   /* false: only passed through */
+        bool readable; /* false: only passed through */
 };
 
 /* ---- driver.c ---- */

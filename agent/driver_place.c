@@ -65,8 +65,8 @@ const char *driver_place_find_id(const struct driver_place *place, const char *j
         size = slash ? (size_t)(slash - tail) : strlen(tail);
         if (!base_driver_id_is_valid(tail, size))
                 return "the driver id in its jar path is not valid";
-        if (slash && (slash[1] == 0 || strchr(slash + 1, '/') || strcmp(slash + 1, ".") == 0 ||
-                      strcmp(slash + 1, "..") == 0))
+        if (slash &&
+            (slash[1] == 0 || strchr(slash + 1, '/') || strcmp(slash + 1, ".") == 0 || strcmp(slash + 1, "..") == 0))
                 return "its jar is not directly in a driver directory";
         memcpy(driver_id, tail, size);
         driver_id[size] = 0;

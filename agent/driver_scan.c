@@ -53,7 +53,7 @@ struct candidate {
 static void table_deinit(struct driver_table *table) {
         free(table->processes);
         free(table->mentions);
-        *table = (struct driver_table){ 0 };
+        *table = (struct driver_table){0};
 }
 
 static void pass_deinit(struct pass *pass) {
@@ -96,12 +96,13 @@ static void note_mentions(struct pass *pass, int32_t pid, const char *own, const
         struct span text;
         size_t offset = 0;
 
-        while (table->mention_count < DRIVER_MENTIONS_MAX && table->mention_count - from < DRIVER_PROCESS_MENTIONS_MAX &&
+        while (table->mention_count < DRIVER_MENTIONS_MAX &&
+               table->mention_count - from < DRIVER_PROCESS_MENTIONS_MAX &&
                driver_argv_next_mention((const char *)driver->argv_bytes.data, driver->argv_bytes.size,
                                         driver->job_id_property, &offset, &text)) {
                 struct driver_mention *mention = &table->mentions[table->mention_count];
 
-                *mention = (struct driver_mention){ .pid = pid, .reason = reason };
+                *mention = (struct driver_mention){.pid = pid, .reason = reason};
                 memcpy(mention->text, text.data, text.size);
                 if (text.size > 0 && strcmp(mention->text, own) != 0 && !is_noted(table, from, mention->text))
                         table->mention_count++;
@@ -146,7 +147,7 @@ static int inspect_parent(struct pass *pass, int32_t pid, struct parent *parent)
 }
 
 static int find_parent(struct pass *pass, int32_t pid, struct parent *ret) {
-        struct parent parent = { .pid = pid, .kind = DRIVER_ARGV_OTHER };
+        struct parent parent = {.pid = pid, .kind = DRIVER_ARGV_OTHER};
         int r;
 
         for (size_t i = 0; i < PARENTS_KEPT; i++) {
@@ -248,8 +249,7 @@ static uint64_t started_usec(struct pass *pass, uint64_t start_ticks) {
         }
         if (pass->boot_usec == 0 || start_ticks / hz > USEC_NEVER / USEC_PER_SEC / 2)
                 return 0;
-        return base_usec_add(pass->boot_usec,
-                             start_ticks / hz * USEC_PER_SEC + start_ticks % hz * USEC_PER_SEC / hz);
+        return base_usec_add(pass->boot_usec, start_ticks / hz * USEC_PER_SEC + start_ticks % hz * USEC_PER_SEC / hz);
 }
 
 /* take_claim() - what the argument list says, once it is believed. Returns why a mention of another job is none. */
@@ -294,7 +294,7 @@ static int inspect_driver(struct pass *pass, struct candidate *candidate) {
 
 static int inspect_process(struct pass *pass, int32_t pid, int fd) {
         struct driver *driver = pass->driver;
-        struct candidate candidate = { .fd = fd };
+        struct candidate candidate = {.fd = fd};
         bool cut;
         int r;
 
@@ -306,8 +306,8 @@ static int inspect_process(struct pass *pass, int32_t pid, int fd) {
         r = driver_proc_read_argv(fd, &candidate.stat, &driver->argv_bytes, &cut);
         if (r < 0)
                 return r;
-        driver_argv_parse((const char *)driver->argv_bytes.data, driver->argv_bytes.size, cut,
-                          driver->job_id_property, &candidate.argv);
+        driver_argv_parse((const char *)driver->argv_bytes.data, driver->argv_bytes.size, cut, driver->job_id_property,
+                          &candidate.argv);
         switch (candidate.argv.kind) {
         case DRIVER_ARGV_DRIVER:
                 return inspect_driver(pass, &candidate);
@@ -413,8 +413,9 @@ static void mark_contested(struct driver_process *processes, size_t count) {
         for (size_t first = 0, next; first < count; first = next) {
                 bool contested = false;
 
-                for (next = first + 1; next < count && strcmp(processes[next].found.driver_id,
-                                                              processes[first].found.driver_id) == 0; next++)
+                for (next = first + 1;
+                     next < count && strcmp(processes[next].found.driver_id, processes[first].found.driver_id) == 0;
+                     next++)
                         contested |= strcmp(processes[next].found.job_id, processes[first].found.job_id) != 0;
                 for (size_t i = first; i < next; i++)
                         processes[i].contested = contested;
@@ -463,7 +464,7 @@ static uint64_t monotonic_usec(void) {
 }
 
 int driver_scan(struct driver *driver) {
-        _cleanup_(pass_deinit) struct pass pass = { .driver = driver, .place = { .fd = -1 } };
+        _cleanup_(pass_deinit) struct pass pass = {.driver = driver, .place = {.fd = -1}};
         const uint64_t begin_usec = monotonic_usec();
         int r;
 
@@ -479,6 +480,6 @@ int driver_scan(struct driver *driver) {
         metrics_set(METRICS_SCAN_PROCESSES, NULL, (double)pass.table.size);
         table_deinit(&driver->table);
         driver->table = pass.table;
-        pass.table = (struct driver_table){ 0 };
+        pass.table = (struct driver_table){0};
         return 0;
 }

@@ -96,8 +96,8 @@ static int parse_fields(struct cursor *cursor, struct driver_stat *stat) {
 }
 
 int driver_stat_parse(const char *bytes, size_t size, struct driver_stat *ret) {
-        struct cursor cursor = { .next = bytes, .end = bytes + size };
-        struct driver_stat stat = { 0 };
+        struct cursor cursor = {.next = bytes, .end = bytes + size};
+        struct driver_stat stat = {0};
         const char *comm_end;
         uint64_t pid;
         int r;
@@ -136,7 +136,7 @@ static bool find_line(const char *bytes, size_t size, const char *label, struct 
 
         while ((size_t)(end - next) >= label_size) {
                 if (memcmp(next, label, label_size) == 0) {
-                        *ret = (struct cursor){ .next = next + label_size, .end = end };
+                        *ret = (struct cursor){.next = next + label_size, .end = end};
                         return true;
                 }
                 next = memchr(next, '\n', (size_t)(end - next));

@@ -22,9 +22,9 @@
 #include <sys/inotify.h>
 #include <sys/stat.h>
 
-#define NEW_DIRECTORIES_MAX 64   /* new driver directories watched at once; the oldest goes first */
-#define ARM_ATTEMPTS_MAX 8       /* races between looking and watching in one go */
-#define READS_PER_TURN_MAX 16    /* buffers of events in one turn; the rest waits for the next */
+#define NEW_DIRECTORIES_MAX 64 /* new driver directories watched at once; the oldest goes first */
+#define ARM_ATTEMPTS_MAX 8     /* races between looking and watching in one go */
+#define READS_PER_TURN_MAX 16  /* buffers of events in one turn; the rest waits for the next */
 #define START_FILE "stderr"
 
 #define WORK_MASK (IN_CREATE | IN_MOVED_TO | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR)
@@ -39,14 +39,14 @@ struct new_directory {
 struct driver_watch {
         struct driver *driver;
         int fd;
-        int work_wd;     /* the work directory, or its nearest ancestor; -1: none */
-        bool work_there; /* work_wd is the work directory itself */
+        int work_wd;                /* the work directory, or its nearest ancestor; -1: none */
+        bool work_there;            /* work_wd is the work directory itself */
         char awaited[NAME_MAX + 1]; /* of an ancestor: the name that must come there */
-        dev_t device;    /* of what work_wd watches */
+        dev_t device;               /* of what work_wd watches */
         ino_t inode;
         struct new_directory new_directories[NEW_DIRECTORIES_MAX];
         uint64_t next_order;
-        int trouble;     /* -errno of the last attempt to watch; 0 */
+        int trouble; /* -errno of the last attempt to watch; 0 */
         struct event_source *source;
         struct event_source *deferred;
         int (*wake)(void *userdata);
@@ -114,7 +114,7 @@ static void watch_new(struct driver_watch *watch, const char *name) {
         if (wd < 0 || wd == watch->work_wd || find_new(watch, wd))
                 return;
         slot = free_slot(watch);
-        *slot = (struct new_directory){ .wd = wd, .order = watch->next_order++ };
+        *slot = (struct new_directory){.wd = wd, .order = watch->next_order++};
         /* It may have started before the watch was there; the wake of the new directory covers that. */
         size = strlen(path);
         if ((size_t)snprintf(path + size, sizeof(path) - size, "/" START_FILE) < sizeof(path) - size &&
@@ -229,9 +229,9 @@ void driver_watch_check(struct driver_watch *watch) {
 const char *driver_watch_trouble(const struct driver_watch *watch) {
         if (watch->trouble == 0)
                 return NULL;
-        return watch->trouble == -ENOSPC ? "no inotify watches left (fs.inotify.max_user_watches)" :
-               watch->trouble == -EMFILE ? "no inotify instances left (fs.inotify.max_user_instances)" :
-                                           strerrordesc_np(-watch->trouble);
+        return watch->trouble == -ENOSPC   ? "no inotify watches left (fs.inotify.max_user_watches)"
+               : watch->trouble == -EMFILE ? "no inotify instances left (fs.inotify.max_user_instances)"
+                                           : strerrordesc_np(-watch->trouble);
 }
 
 /* ---- events ------------------------------------------------------------------------------------------------ */
@@ -320,7 +320,7 @@ int driver_watch_new(struct driver *driver, int (*wake)(void *userdata), void *u
 
         if (!watch)
                 return -ENOMEM;
-        *watch = (struct driver_watch){ .driver = driver, .fd = -1, .work_wd = -1, .wake = wake, .userdata = userdata };
+        *watch = (struct driver_watch){.driver = driver, .fd = -1, .work_wd = -1, .wake = wake, .userdata = userdata};
         for (size_t i = 0; i < NEW_DIRECTORIES_MAX; i++)
                 watch->new_directories[i].wd = -1;
         r = event_add_deferred(driver->event, "driver-wake", call_wake, watch, &watch->deferred);

@@ -28,7 +28,6 @@
 #define CONFIG_DEFAULT "/etc/spark-cancel-agent/agent.conf"
 #define EXIT_CONFIG 78                            /* EX_CONFIG of sysexits.h; the unit does not restart on it */
 #define DRAIN_USEC (5 * USEC_PER_SEC)
-#define STREAM_WINDOW (1024 * 1024)
 
 /* What the program is made of. Freed in the reverse order of its fields. */
 struct program {
@@ -168,7 +167,7 @@ static int make_transports(struct program *p) {
                                      .server_name = c->server_name,
                                      .user_agent = "spark-cancel-agent/" VERSION,
                                      .connect_timeout_usec = c->connect_timeout_usec,
-                                     .stream_window = STREAM_WINDOW,
+                                     .stream_window = CONTROL_STREAM_WINDOW,
                              },
                              &p->channel);
         return r < 0 ? fail("control plane", r) : 0;

@@ -121,7 +121,8 @@ static void request_note(struct spark_request *request, const char *detail) {
         char text[MASTER_URL_MAX + SPARK_DETAIL_MAX + 8];
         size_t used = strlen(request->detail);
 
-        snprintf(text, sizeof(text), "%s%s: %s", used > 0 ? "; " : "", request->spark->masters[request->current], detail);
+        snprintf(text, sizeof(text), "%s%s: %s", used > 0 ? "; " : "", request->spark->masters[request->current],
+                 detail);
         base_text_escape(request->detail + used, sizeof(request->detail) - used, text, strlen(text));
 }
 
@@ -135,7 +136,7 @@ static int request_continue(struct spark_request *request);
 
 static int on_http(const struct http_result *http, void *userdata) {
         struct spark_request *request = userdata;
-        struct spark_reply reply = { .answer = SPARK_UNREACHABLE };
+        struct spark_reply reply = {.answer = SPARK_UNREACHABLE};
 
         if (http->outcome == HTTP_ANSWERED)
                 spark_reply_classify(request->question, request->driver_id, http->status, http->body, &reply);
@@ -162,8 +163,8 @@ static int request_ask(struct spark_request *request, const char *token) {
         bool is_kill = request->question == SPARK_QUESTION_KILL;
         char url[MASTER_URL_MAX + sizeof(PATH_PREFIX) + 8 + DRIVER_ID_MAX];
 
-        snprintf(url, sizeof(url), "%s" PATH_PREFIX "%s/%s", spark->masters[request->current], is_kill ? "kill" : "status",
-                 request->driver_id);
+        snprintf(url, sizeof(url), "%s" PATH_PREFIX "%s/%s", spark->masters[request->current],
+                 is_kill ? "kill" : "status", request->driver_id);
         struct http_options options = {
                 .url = url,
                 .method = is_kill ? "POST" : "GET",
@@ -218,8 +219,8 @@ static int on_deferred(void *userdata) {
 
 /* ---- requests --------------------------------------------------------------------------------------- */
 
-static int request_start(struct spark *spark, enum spark_question question, const char *driver_id, spark_handler handler,
-                         void *userdata, struct spark_request **ret) {
+static int request_start(struct spark *spark, enum spark_question question, const char *driver_id,
+                         spark_handler handler, void *userdata, struct spark_request **ret) {
         if (!base_driver_id_is_valid(driver_id, strlen(driver_id)))
                 return -EINVAL;
         _cleanup_(spark_request_free_pointer) struct spark_request *request = calloc(1, sizeof(*request));
@@ -300,7 +301,8 @@ static int text_copy(const char *text, char **ret) {
 static int spark_copy_options(struct spark *spark, const struct spark_options *options) {
         int r = texts_copy(options->masters, options->master_count, &spark->masters, &spark->master_count);
         if (r == 0)
-                r = texts_copy(options->worker_hosts, options->worker_host_count, &spark->worker_hosts, &spark->worker_host_count);
+                r = texts_copy(options->worker_hosts, options->worker_host_count, &spark->worker_hosts,
+                               &spark->worker_host_count);
         if (r == 0)
                 r = text_copy(options->ca_file, &spark->ca_file);
         if (r == 0)

@@ -43,7 +43,7 @@ __attribute__((format(printf, 3, 4))) static void reply_say(struct spark_reply *
         va_start(arguments, format);
         vsnprintf(text, sizeof(text), format, arguments);
         va_end(arguments);
-        reply_set(reply, answer, (struct span){ .data = (const uint8_t *)text, .size = strlen(text) });
+        reply_set(reply, answer, (struct span){.data = (const uint8_t *)text, .size = strlen(text)});
 }
 
 /* ---- HTTP statuses other than 200 ------------------------------------------------------------------ */
@@ -74,24 +74,25 @@ static struct span html_title(struct span body) {
         for (size_t i = 0; i + sizeof(open) - 1 <= body.size; i++) {
                 if (strncasecmp((const char *)body.data + i, open, sizeof(open) - 1) != 0)
                         continue;
-                struct span title = { .data = body.data + i + sizeof(open) - 1, .size = body.size - i - (sizeof(open) - 1) };
+                struct span title = {.data = body.data + i + sizeof(open) - 1,
+                                     .size = body.size - i - (sizeof(open) - 1)};
                 const uint8_t *end = memmem(title.data, title.size, close, sizeof(close) - 1);
                 title.size = end ? (size_t)(end - title.data) : 0;
                 return title;
         }
-        return (struct span){ 0 };
+        return (struct span){0};
 }
 
 /* An ErrorResponse carries its reason in `message`, a page in its title. */
 static void classify_error(int status, struct span body, struct spark_reply *reply) {
         _cleanup_(jsonread_free_pointer) struct json_object *object = NULL;
-        struct span text = { 0 };
+        struct span text = {0};
         char reason[256] = "";
 
         if (jsonread_object(body, &object) < 0)
                 text = html_title(body);
         else if (jsonread_text(object, "message", &text) < 0)
-                text = (struct span){ 0 };
+                text = (struct span){0};
         if (text.size > 0)
                 base_text_escape(reason, sizeof(reason), text.data, text.size);
         reply_say(reply, status_to_answer(status), "HTTP status %d%s%s", status, reason[0] ? ": " : "", reason);
@@ -125,10 +126,10 @@ static enum spark_driver_state state_from_text(struct span text) {
                 const char *word;
                 enum spark_driver_state state;
         } words[] = {
-                { "SUBMITTED", SPARK_STATE_SUBMITTED }, { "RUNNING", SPARK_STATE_RUNNING },
-                { "FINISHED", SPARK_STATE_FINISHED },   { "RELAUNCHING", SPARK_STATE_RELAUNCHING },
-                { "KILLED", SPARK_STATE_KILLED },       { "FAILED", SPARK_STATE_FAILED },
-                { "ERROR", SPARK_STATE_ERROR },
+                {"SUBMITTED", SPARK_STATE_SUBMITTED}, {"RUNNING", SPARK_STATE_RUNNING},
+                {"FINISHED", SPARK_STATE_FINISHED},   {"RELAUNCHING", SPARK_STATE_RELAUNCHING},
+                {"KILLED", SPARK_STATE_KILLED},       {"FAILED", SPARK_STATE_FAILED},
+                {"ERROR", SPARK_STATE_ERROR},
         };
         for (size_t i = 0; i < ARRAY_SIZE(words); i++)
                 if (span_is(text, words[i].word))
@@ -221,7 +222,7 @@ static const char *find_oddness(struct json_object *object, const char *action, 
 static void classify_json(enum spark_question question, const char *driver_id, struct json_object *object,
                           struct spark_reply *reply) {
         const char *action = question == SPARK_QUESTION_KILL ? "KillSubmissionResponse" : "SubmissionStatusResponse";
-        struct span message = { 0 };
+        struct span message = {0};
         bool success = false;
         const char *odd = find_oddness(object, action, driver_id, &success, &message);
 
@@ -236,7 +237,7 @@ static void classify_json(enum spark_question question, const char *driver_id, s
 void spark_reply_classify(enum spark_question question, const char *driver_id, int http_status, struct span body,
                           struct spark_reply *ret) {
         _cleanup_(jsonread_free_pointer) struct json_object *object = NULL;
-        struct spark_reply reply = { .answer = SPARK_UNREACHABLE };
+        struct spark_reply reply = {.answer = SPARK_UNREACHABLE};
 
         if (body.size > SPARK_REPLY_BYTES_MAX)
                 body.size = SPARK_REPLY_BYTES_MAX; /* half an object is none */

@@ -140,13 +140,47 @@ static int settle(struct store *store) {
                        "PRAGMA page_size = 4096;"
                        "PRAGMA auto_vacuum = NONE;"
                        "PRAGMA secure_delete = OFF;" /* ON in some distributions: free pages would be written */
-                       "PRAGMA synchronous = FULL;"
-                       "PRAGMA journal_size_limit = -1;",
+                       "PRAGMA synchronous = FULL;",
                        "cannot set up the database");
-        if (r < 0)
+        if (r < 0 || (r = store_reserve_configure(store)) < 0)
                 return r;
         r = expect_text(store, "PRAGMA journal_mode = WAL", "wal");
         return r == -EUCLEAN ? -ENOTSUP : r;
+}
+
+/* All bytes of the database or the log, through SQLite's own layer. 0, or SQLite's code. */
+static int read_all(struct store *store, int which) {
+        uint8_t bytes[STORE_PAGE_BYTES];
+        sqlite3_file *file = NULL;
+        sqlite3_int64 size = 0;
+        int code = sqlite3_file_control(store->db, "main", which, &file);
+
+        if (code != SQLITE_OK || !file || !file->pMethods)
+                return code; /* there is none */
+        code = file->pMethods->xFileSize(file, &size);
+        for (sqlite3_int64 at = 0; at < size && code == SQLITE_OK; at += (sqlite3_int64)sizeof(bytes)) {
+                code = file->pMethods->xRead(file, bytes, sizeof(bytes), at);
+                if (code == SQLITE_IOERR_SHORT_READ)
+                        code = SQLITE_OK;
+        }
+        return code;
+}
+
+/* A page that the disk does not give out is only a line of text for quick_check, like a page that is wrong. But a
+ * disk that fails for a moment is no reason to set a sound database aside: only what can be read is judged, and
+ * judged once more after it could be read. */
+static int check_whole(struct store *store) {
+        static const char sql[] = "PRAGMA quick_check(1)";
+        int code, r = expect_text(store, sql, "ok");
+
+        if (r != -EUCLEAN)
+                return r;
+        code = read_all(store, SQLITE_FCNTL_FILE_POINTER);
+        if (code == SQLITE_OK)
+                code = read_all(store, SQLITE_FCNTL_JOURNAL_POINTER);
+        if (code != SQLITE_OK)
+                return store_set_error(store, -EIO, "%s: cannot be read: %s", store->path, sqlite3_errstr(code));
+        return expect_text(store, sql, "ok");
 }
 
 static int prepare(struct store *store, enum store_statement statement, const char *sql) {
@@ -189,7 +223,7 @@ static int open_known(struct store *store, uint64_t real_usec, struct store_info
         r = identify(store, &version);
         if (r != 0)
                 return r;
-        if ((r = expect_text(store, "PRAGMA quick_check(1)", "ok")) < 0 ||
+        if ((r = check_whole(store)) < 0 ||
             (r = settle(store)) < 0 ||
             (r = store_schema_migrate(store, store_schema_steps, version, STORE_SCHEMA_VERSION, real_usec)) < 0 ||
             (r = prepare_all(store)) < 0 ||

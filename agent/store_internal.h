@@ -108,6 +108,8 @@ void store_files_rest_log(struct store *store);
 void store_files_close(struct store *store);
 
 /* ---- store_reserve.c: commits on a full disk ---- */
+/* store_reserve_configure() - the log's length, and how much of it is used before it is emptied. */
+int store_reserve_configure(struct store *store);
 /* store_reserve_open() - at start; returns whether the reserve is whole. */
 bool store_reserve_open(struct store *store);
 /* store_reserve_keep() - after a commit, on the writer thread. */

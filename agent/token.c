@@ -2,15 +2,15 @@
 /*
  * token: a bearer token from a file (read again when it changes) or from a GCE-style metadata service
  *
- * A file is looked at on each use: stat(2) is cheap, and a rotated secret counts at once. Its identity is device, inode,
- * size, mtime and ctime; a file written within the last two seconds is read again in any case, because a second write
- * in the same tick of the file system's clock would leave the same times. It is opened non-blocking and must be a
+ * A file is looked at on each use: stat(2) is cheap, and a rotated secret counts at once. Its identity is device,
+ * inode, size, mtime and ctime; a file written within the last two seconds is read again in any case, because a second
+ * write in the same tick of the file system's clock would leave the same times. It is opened non-blocking and must be a
  * regular file: a FIFO put in its place must not stop the loop.
  *
  * The metadata service says how long its token lives. It is asked again at half of that time and then, while it fails,
  * with back-off; the old token serves until its last second. Traps: the life is counted from the moment of asking, on
- * the clock that goes on in suspend; token_refresh() asks anew but keeps the old token meanwhile, since a service that is
- * down must not take a good token away.
+ * the clock that goes on in suspend; token_refresh() asks anew but keeps the old token meanwhile, since a service that
+ * is down must not take a good token away.
  *
  * No function here writes a token, or a part of one, into an error text.
  */
@@ -145,7 +145,7 @@ static int file_read(struct token *token) {
         if (size < 0)
                 return token_fail(token, (int)size, "%s: %s", token->file, strerrordesc_np((int)-size));
         int r = (size_t)size == sizeof(bytes) ? -EINVAL
-                                              : token_take(token, (struct span){ .data = bytes, .size = (size_t)size });
+                                              : token_take(token, (struct span){.data = bytes, .size = (size_t)size});
         explicit_bzero(bytes, sizeof(bytes));
         if (r < 0)
                 return token_fail(token, r, "%s: not a token of 1 to %d visible ASCII characters", token->file,
@@ -158,7 +158,8 @@ static int file_read(struct token *token) {
 static int file_get(struct token *token) {
         struct stat now;
 
-        if (token->value[0] != '\0' && token->settled && stat(token->file, &now) == 0 && stat_is_same(&now, &token->seen))
+        if (token->value[0] != '\0' && token->settled && stat(token->file, &now) == 0 &&
+            stat_is_same(&now, &token->seen))
                 return 0;
         int r = file_read(token);
         if (r < 0)
@@ -184,7 +185,8 @@ static int url_take(struct token *token, struct span body) {
 
         if (jsonread_object(body, &object) < 0 || jsonread_text(object, "access_token", &text) < 0 ||
             jsonread_int64(object, "expires_in", &seconds) < 0 || seconds <= 0 || token_take(token, text) < 0)
-                return token_fail(token, -EINVAL, "%s: the answer has no usable access_token and expires_in", token->url);
+                return token_fail(token, -EINVAL, "%s: the answer has no usable access_token and expires_in",
+                                  token->url);
         uint64_t life_usec = (uint64_t)(seconds < LIFE_SECONDS_MAX ? seconds : LIFE_SECONDS_MAX) * USEC_PER_SEC;
         token->expires_usec = base_usec_add(token->asked_usec, life_usec);
         token->attempt = 0;

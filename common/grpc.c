@@ -160,7 +160,7 @@ static void note_block(bool trailer, bool last, void *userdata) {
         struct grpc_call *call = userdata;
 
         call->response_seen = true;
-        call->trailers_seen |= trailer;
+        call->trailers_seen |= trailer || last;
         if (call_is_over(call))
                 return;
         if (last)

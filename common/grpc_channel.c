@@ -150,11 +150,12 @@ static int close_call(struct grpc_call *call) {
                 .has_pushback = call->has_pushback,
                 .pushback_ms = call->pushback_ms,
         };
-        /* The owner may free the call and still read the result. */
-        _cleanup_free_ char *text = TAKE(call->result_text);
+        char *text = TAKE(call->result_text); /* the owner may free the call and still read the result */
 
         call->state = GRPC_CALL_CLOSED;
-        return call->handlers.on_close(call, &result, call->userdata);
+        int r = call->handlers.on_close(call, &result, call->userdata);
+        free(text);
+        return r;
 }
 
 /* deliver_messages() - the whole messages in `input`; stops when the call is freed within a callback. */

@@ -305,8 +305,21 @@ static int on_data_chunk(nghttp2_session *session, uint8_t flags, int32_t id, co
         return 0;
 }
 
+static void note_protocol_error(struct h2_connection *connection, const char *text) {
+        if (!*connection->protocol_error)
+                base_text_copy(connection->protocol_error, sizeof(connection->protocol_error), text);
+}
+
+static int on_invalid_frame(nghttp2_session *session, const nghttp2_frame *frame, int code, void *userdata) {
+        (void)session;
+        (void)frame;
+        note_protocol_error(userdata, nghttp2_strerror(code));
+        return 0;
+}
+
 static int on_frame_send(nghttp2_session *session, const nghttp2_frame *frame, void *userdata) {
-        (void)userdata;
+        if (frame->hd.type == NGHTTP2_GOAWAY)
+                note_protocol_error(userdata, nghttp2_http2_strerror(frame->goaway.error_code));
         if (frame->hd.type == NGHTTP2_HEADERS) {
                 struct h2_stream *stream = nghttp2_session_get_stream_user_data(session, frame->hd.stream_id);
                 if (stream)
@@ -379,6 +392,7 @@ static int session_make(struct h2_connection *connection) {
         nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, on_frame_recv);
         nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, on_data_chunk);
         nghttp2_session_callbacks_set_on_frame_send_callback(callbacks, on_frame_send);
+        nghttp2_session_callbacks_set_on_invalid_frame_recv_callback(callbacks, on_invalid_frame);
         nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, on_stream_close);
         nghttp2_session_callbacks_set_error_callback2(callbacks, on_error);
         nghttp2_option_set_no_auto_window_update(option, 1);
@@ -622,10 +636,10 @@ static void connection_begin(struct h2_connection *connection) {
 static int on_dialled(int fd, const char *error, void *userdata) {
         struct h2_connection *connection = userdata;
 
-        connection->dial = h2_dial_free(connection->dial);
         if (fd < 0)
-                connection_fail(connection, "%s", *error ? error : strerror(-fd));
+                connection_fail(connection, "%s", *error ? error : strerror(-fd)); /* the dial and its text go there */
         else {
+                connection->dial = h2_dial_free(connection->dial);
                 connection->fd = fd;
                 connection_begin(connection);
         }
@@ -679,7 +693,8 @@ int h2_connection_new(struct event *event, struct resolve *resolve, const struct
 static void connection_say_goodbye(struct h2_connection *connection) {
         if (connection->state != H2_READY && connection->state != H2_DRAINING)
                 return;
-        if (nghttp2_session_terminate_session(connection->session, NGHTTP2_NO_ERROR) < 0 ||
+        /* Not nghttp2_session_terminate_session(): that drops the RST_STREAMs that still wait. */
+        if (nghttp2_submit_goaway(connection->session, NGHTTP2_FLAG_NONE, 0, NGHTTP2_NO_ERROR, NULL, 0) < 0 ||
             !connection_write(connection))
                 return;
         if (connection->tls)

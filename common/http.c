@@ -15,8 +15,8 @@
  *   look-up, and cancelling one blocks until getaddrinfo(3) returns. A resolver-start hook refuses it for good measure.
  * - At most HTTP_HOST_CONNECTIONS_MAX transfers per host are in the multi handle; the rest wait here. libcurl's
  *   CURLMOPT_MAX_HOST_CONNECTIONS does the same with several known defects (curl#2369, curl#13276, curl#21396).
- * - Idle connections are closed after less than the 30 s after which Jetty closes them, so that a request seldom meets a
- *   dying one. When it does, before a byte of the answer came, libcurl sends it again on a new connection.
+ * - Idle connections are closed after less than the 30 s after which Jetty closes them, so that a request seldom
+ *   meets a dying one. When it does, before a byte of the answer came, libcurl sends it again on a new one.
  */
 #include "http.h"
 #include "event.h"
@@ -156,7 +156,8 @@ static int socket_new(struct http *http, curl_socket_t fd, uint32_t epoll_events
 static int on_curl_socket(CURL *easy, curl_socket_t fd, int what, void *userdata, void *socket_data) {
         struct http *http = userdata;
         struct http_socket *socket = socket_data;
-        uint32_t epoll_events = (what & CURL_POLL_IN ? (uint32_t)EPOLLIN : 0) | (what & CURL_POLL_OUT ? (uint32_t)EPOLLOUT : 0);
+        uint32_t epoll_events =
+                (what & CURL_POLL_IN ? (uint32_t)EPOLLIN : 0) | (what & CURL_POLL_OUT ? (uint32_t)EPOLLOUT : 0);
 
         (void)easy;
         if (what == CURL_POLL_REMOVE) {
@@ -271,7 +272,8 @@ static int request_set_addresses(struct http_request *request, const struct reso
                                         : (const void *)&((const struct sockaddr_in *)address)->sin_addr;
                 if (!inet_ntop(address->ss_family, bytes, text, sizeof(text)))
                         return -errno;
-                used += snprintf(line + used, sizeof(line) - (size_t)used, six ? "%s[%s]" : "%s%s", i > 0 ? "," : "", text);
+                used += snprintf(line + used, sizeof(line) - (size_t)used, six ? "%s[%s]" : "%s%s", i > 0 ? "," : "",
+                                 text);
         }
         request->addresses = curl_slist_append(NULL, line);
         if (!request->addresses || curl_easy_setopt(request->easy, CURLOPT_RESOLVE, request->addresses) != CURLE_OK)
@@ -305,7 +307,8 @@ static int request_activate(struct http_request *request) {
         request->host->active++;
         if (request->name[0] != '\0') {
                 request->phase = PHASE_RESOLVING;
-                r = resolve_start(request->http->resolve, request->name, request->port, on_resolved, request, &request->query);
+                r = resolve_start(request->http->resolve, request->name, request->port, on_resolved, request,
+                                  &request->query);
         } else
                 r = request_transfer(request);
         if (r < 0) {
@@ -366,8 +369,8 @@ static void request_fail(struct http_request *request, CURLcode code) {
                 request_complete(request, HTTP_TOO_LARGE, "the response headers are too large");
         else if (request->too_large)
                 request_complete(request, HTTP_TOO_LARGE, "the response body is too large");
-        else if (code == CURLE_COULDNT_CONNECT && curl_easy_getinfo(request->easy, CURLINFO_OS_ERRNO, &number) == CURLE_OK &&
-                 number > 0)
+        else if (code == CURLE_COULDNT_CONNECT &&
+                 curl_easy_getinfo(request->easy, CURLINFO_OS_ERRNO, &number) == CURLE_OK && number > 0)
                 request_complete(request, HTTP_UNREACHABLE, strerror_r((int)number, text, sizeof(text)));
         else
                 request_complete(request, code == CURLE_OPERATION_TIMEDOUT ? HTTP_TIMEOUT : HTTP_UNREACHABLE,
@@ -428,7 +431,7 @@ static int on_deferred(void *userdata) {
         struct http_result result = {
                 .outcome = request->outcome,
                 .status = request->status,
-                .body = { .data = (const uint8_t *)(text ? text : ""), .size = text ? body.size : 0 },
+                .body = {.data = (const uint8_t *)(text ? text : ""), .size = text ? body.size : 0},
                 .error = error,
         };
         int r = request->handler(&result, request->userdata);
@@ -449,7 +452,7 @@ static struct http_host *host_unref(struct http_host *host) {
 static int host_ref(struct http *http, const char *authority, struct http_host **ret) {
         struct http_host *host;
 
-        LIST_FOREACH(host, &http->hosts, entry)
+        for (host = LIST_FIRST(&http->hosts); host; host = LIST_NEXT(host, entry))
                 if (strcasecmp(host->authority, authority) == 0) {
                         host->references++;
                         *ret = host;
@@ -499,11 +502,15 @@ static int request_set_url(struct http_request *request, const char *text) {
 
         if (!url)
                 return -ENOMEM;
-        if (curl_url_set(url, CURLUPART_URL, text, CURLU_DISALLOW_USER) != CURLUE_OK ||
-            curl_url_get(url, CURLUPART_SCHEME, &scheme, 0) != CURLUE_OK ||
-            curl_url_get(url, CURLUPART_HOST, &host, 0) != CURLUE_OK ||
-            curl_url_get(url, CURLUPART_PORT, &port, CURLU_DEFAULT_PORT) != CURLUE_OK)
-                return -EINVAL;
+        CURLUcode code = curl_url_set(url, CURLUPART_URL, text, CURLU_DISALLOW_USER);
+        if (code == CURLUE_OK)
+                code = curl_url_get(url, CURLUPART_SCHEME, &scheme, 0);
+        if (code == CURLUE_OK)
+                code = curl_url_get(url, CURLUPART_HOST, &host, 0);
+        if (code == CURLUE_OK)
+                code = curl_url_get(url, CURLUPART_PORT, &port, CURLU_DEFAULT_PORT);
+        if (code != CURLUE_OK)
+                return code == CURLUE_OUT_OF_MEMORY ? -ENOMEM : -EINVAL;
         if (strcmp(scheme, "http") != 0 && strcmp(scheme, "https") != 0)
                 return -EINVAL;
         if (strlen(host) > HOST_MAX || base_parse_u64(port, 1, UINT16_MAX, &number) < 0)
@@ -560,11 +567,11 @@ static int request_set_headers(struct http_request *request, const struct http_o
         return r;
 }
 
-#define SET(option, value)                                                           \
-        do {                                                                         \
-                CURLcode code_ = curl_easy_setopt(request->easy, (option), (value)); \
-                if (code_ != CURLE_OK)                                               \
-                        return code_ == CURLE_OUT_OF_MEMORY ? -ENOMEM : -EINVAL;     \
+#define SET(option, value)                                                                                             \
+        do {                                                                                                           \
+                CURLcode code_ = curl_easy_setopt(request->easy, (option), (value));                                   \
+                if (code_ != CURLE_OK)                                                                                 \
+                        return code_ == CURLE_OUT_OF_MEMORY ? -ENOMEM : -EINVAL;                                       \
         } while (0)
 
 static int request_set_transport(struct http_request *request, const struct http_options *options) {
@@ -579,7 +586,8 @@ static int request_set_transport(struct http_request *request, const struct http
 #else
         SET(CURLOPT_PROTOCOLS, (long)(CURLPROTO_HTTP | CURLPROTO_HTTPS));
 #endif
-        /* Also halves the time of each address where a name has several, so it is set although our timer comes first. */
+        /* Also halves the time of each address where a name has several, so it is set although our timer comes first.
+         */
         SET(CURLOPT_CONNECTTIMEOUT_MS, (long)connect_msec);
         SET(CURLOPT_MAXAGE_CONN, IDLE_SECONDS_MAX);
         SET(CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2);
@@ -639,7 +647,8 @@ static int request_prepare(struct http_request *request, const struct http_optio
         r = event_add_timer(request->http->event, "http-timeout", on_request_timeout, request, &request->timer);
         if (r < 0)
                 return r;
-        return event_timer_set(request->timer, base_usec_add(event_now_usec(request->http->event), options->timeout_usec));
+        return event_timer_set(request->timer,
+                               base_usec_add(event_now_usec(request->http->event), options->timeout_usec));
 }
 
 int http_request_start(struct http *http, const struct http_options *options, http_handler handler, void *userdata,

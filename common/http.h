@@ -50,9 +50,10 @@ int http_new(struct event *event, struct resolve *resolve, struct http **ret);
 struct http *http_free(struct http *http);
 DEFINE_CLEANUP(struct http *, http_free)
 
-/* http_request_start() - the handler is called once, on the loop, never from within this call. A request on a kept-alive
- * connection that the server closed before any byte of an answer is sent once more on a new one (libcurl), so use it
- * for idempotent requests only. -EINVAL: a URL, method, token or header that is not acceptable; -ENOMEM. */
+/* http_request_start() - the handler is called once, on the loop, never from within this call. A request on a
+ * kept-alive connection that the server closed before any byte of an answer is sent once more on a new one (by
+ * libcurl), so use it for idempotent requests only. -EINVAL: a URL, method, token or header that is not acceptable;
+ * -ENOMEM; -EAGAIN: too many different names are being resolved. */
 int http_request_start(struct http *http, const struct http_options *options, http_handler handler,
                        void *userdata, struct http_request **ret);
 /* http_request_free() - at any time, also in the request's own handler or in another's. */

@@ -49,8 +49,8 @@ int jsonread_text(struct json_object *object, const char *name, struct span *ret
         int r = find(object, name, json_type_string, &field);
         if (r < 0)
                 return r;
-        struct span text = { .data = (const uint8_t *)json_object_get_string(field),
-                             .size = (size_t)json_object_get_string_len(field) };
+        struct span text = {.data = (const uint8_t *)json_object_get_string(field),
+                            .size = (size_t)json_object_get_string_len(field)};
         if (memchr(text.data, '\0', text.size)) /* written as \u0000 */
                 return -EBADMSG;
         *ret = text;

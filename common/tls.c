@@ -13,7 +13,9 @@
  * - Session tickets of TLS 1.3 come after the handshake, on any read, also on a connection that was made before
  *   the files changed: the client's generation tells them apart.
  * - A ticket is used once (RFC 8446 appendix C.4): it is taken out when it is offered, so a session that the peer
- *   chokes on is not offered for ever.
+ *   chokes on is not offered for ever. A TLS 1.2 server that resumes sends no new one: the old one goes back.
+ * - SSL_free() without a shutdown spoils the session for ever, and a connection that was lost is the very case for
+ *   which it was kept. TLS 1.1 and later do not ask for that: only an error of TLS itself spoils it here.
  * - With TLS 1.3 a server refuses our certificate after the handshake has ended for us; that error comes on read.
  */
 #include "tls.h"
@@ -49,6 +51,7 @@ struct tls_stream {
         uint64_t generation;
         int fd;
         SSL *ssl;
+        bool broken; /* TLS itself failed */
         char error[TLS_ERROR_MAX];
 };
 
@@ -312,16 +315,19 @@ static int load_files(SSL_CTX *context, const struct tls_client *client, const s
         return load_private_key(context, client->private_key_file, &files->private_key, error);
 }
 
-/* A session to keep for the next connection; the last one wins. 1: the reference is ours now. */
-static int on_new_session(SSL *ssl, SSL_SESSION *session) {
-        struct tls_stream *stream = SSL_get_app_data(ssl);
+/* stream_keep_session() - for the next connection; the last one wins. Takes the reference if it says true. */
+static bool stream_keep_session(struct tls_stream *stream, SSL_SESSION *session) {
         struct tls_client *client = stream->client;
 
         if (stream->generation != client->generation || !SSL_SESSION_is_resumable(session))
-                return 0;
+                return false;
         SSL_SESSION_free(client->session);
         client->session = session;
-        return 1;
+        return true;
+}
+
+static int on_new_session(SSL *ssl, SSL_SESSION *session) {
+        return stream_keep_session(SSL_get_app_data(ssl), session);
 }
 
 static int context_configure(SSL_CTX *context) {
@@ -525,6 +531,8 @@ int tls_stream_new(struct tls_client *client, int fd, char error[TLS_ERROR_MAX],
 struct tls_stream *tls_stream_free(struct tls_stream *stream) {
         if (!stream)
                 return NULL;
+        if (stream->ssl && !stream->broken)
+                SSL_set_shutdown(stream->ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
         SSL_free(stream->ssl);
         free(stream);
         return NULL;
@@ -543,6 +551,7 @@ static int stream_fail_ssl(struct tls_stream *stream) {
         const char *text;
         int r = error_take(&text);
 
+        stream->broken = true;
         if (verify != X509_V_OK && !alert)
                 return stream_fail(stream, "the peer's certificate is not accepted",
                                    X509_verify_cert_error_string(verify), r);
@@ -577,12 +586,22 @@ static int stream_check_alpn(struct tls_stream *stream) {
         return stream_fail(stream, "the peer does not offer HTTP/2 (ALPN h2)", "", -EPROTO);
 }
 
+static void stream_put_session_back(struct tls_stream *stream) {
+        if (!SSL_session_reused(stream->ssl) || SSL_version(stream->ssl) >= TLS1_3_VERSION || stream->client->session)
+                return;
+        SSL_SESSION *session = SSL_get1_session(stream->ssl);
+        if (session && !stream_keep_session(stream, session))
+                SSL_SESSION_free(session);
+}
+
 int tls_stream_handshake(struct tls_stream *stream) {
         ERR_clear_error();
         errno = 0;
         int n = SSL_do_handshake(stream->ssl);
-        if (n == 1)
+        if (n == 1) {
+                stream_put_session_back(stream);
                 return stream_check_alpn(stream);
+        }
         int r = stream_answer(stream, n, errno);
         return r == TLS_CLOSED ? stream_fail(stream, "the peer closed the connection during the handshake", "", -EPROTO)
                                : r;

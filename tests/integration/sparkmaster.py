@@ -5,8 +5,8 @@ sparkmaster: a scripted Spark standalone master for tests (Python 3.11, standard
 
 It speaks the REST submission API as the real master does: same routes, statuses, field order, pretty-printing and
 texts, keep-alive with 30 s of idle time, HTML where Jetty answers by itself (sources: deploy/rest/*.scala,
-deploy/master/Master.scala; seen on Spark 3.5.9 and 4.3.0). Behind it stands a model of Workers that kill one driver at a
-time: SIGTERM, wait `terminate_timeout`, SIGKILL, and a moment after the death the state changes. Processes are
+deploy/master/Master.scala; seen on Spark 3.5.9 and 4.3.0). Behind it stands a model of Workers that kill one driver
+at a time: SIGTERM, wait `terminate_timeout`, SIGKILL, and a moment after the death the state changes. Processes are
 signalled through a pidfd taken when the driver is registered, so never a stranger's. It binds 127.0.0.1 on a
 free port and never waits longer than a test asked for.
 
@@ -22,9 +22,9 @@ free port and never waits longer than a test asked for.
         token     Authorization: Bearer <token> is required, else 403 HTML as JWSFilter does it; may be assigned
       .start() .stop()           also by `with`; after stop() the port refuses; start() takes the same port again
       .url .port
-      .requests                  list of Request(method, path, route, driver_id, headers, body, time, answer), oldest first;
-                                 route is "kill", "status", ...; headers lower case; time is time.monotonic(); answer the HTTP
-                                 status, or the name of the fault for one that got none
+      .requests                  list of Request(method, path, route, driver_id, headers, body, time, answer), oldest
+                                 first; route is "kill", "status", ...; headers lower case; time is time.monotonic();
+                                 answer the HTTP status, or the name of the fault for one that got none
       .requests_for(route, driver_id=None)
       .wait_request(route, driver_id=None, count=1, timeout=10)   the count-th such request, or AssertionError
       .fault(kind, route=None, count=1, **arguments)              see FAULTS; count=None: until clear_faults()
@@ -34,16 +34,17 @@ free port and never waits longer than a test asked for.
     Cluster(terminate_timeout=10.0, end_delay=0.01)
       .add_driver(id, pid=None, state="RUNNING", worker_id=..., worker_host_port="127.0.0.1:7078",
                   killed_state="KILLED", exit_state="FAILED") -> Driver
-                                 state "SUBMITTED": queued, no worker. killed_state: after a kill (a JVM that exits 0 on
-                                 SIGTERM gives "FINISHED"). exit_state: after it ended unasked; None: stays as it is (supervised).
+                                 state "SUBMITTED": queued, no worker. killed_state: after a kill (a JVM that exits 0
+                                 on SIGTERM gives "FINISHED"). exit_state: after it ended unasked; None: stays as it is
+                                 (supervised).
       .place(id, pid, worker_id=..., worker_host_port=...)        the process of a queued or relaunched driver
       .set_state(id, state)
       .forget(id)                as after a failover or `clear`: the id is unknown from now on
       .wait_state(id, *states, timeout=10)
       .close()                   lets its threads go (a master's own cluster: done by `with`); processes are left alone
       .drivers                   id -> Driver(id, pid, state, worker_id, worker_host_port, kills, request)
-      .on_kill = function(driver)            called (on a thread) in place of the Worker's work; must set the state itself
-      .on_create = function(driver, request) called (on a thread) after a create was answered; usually place()s a process
+      .on_kill = function(driver)             in place of the Worker's work, on a thread; must set the state itself
+      .on_create = function(driver, request)  after a create was answered, on a thread; usually place()s a process
 
     FAULTS: what happens to the next `count` requests of `route`
       "hang"                     read it and never answer
@@ -59,9 +60,10 @@ free port and never waits longer than a test asked for.
       "huge", size=1 MiB         JSON with a message of that size
       "body", body=b"", code=200, content_type="application/json;charset=utf-8"    any bytes
 
-As a command it prints its URL on the first line, then each request as a line of JSON, and reads commands as lines of JSON from
-stdin until end of file: {"mode": "STANDBY"}, {"add_driver": {"id": "driver-1", "pid": 123}}, {"place": {...}},
-{"set_state": {"id": "driver-1", "state": "ERROR"}}, {"forget": {"id": ...}}, {"fault": {"kind": "hang"}}, {"clear_faults": {}}.
+As a command it prints its URL on the first line, then each request as a line of JSON, and reads commands as lines of
+JSON from stdin until end of file: {"mode": "STANDBY"}, {"add_driver": {"id": "driver-1", "pid": 123}},
+{"place": {...}}, {"set_state": {"id": "driver-1", "state": "ERROR"}}, {"forget": {"id": ...}},
+{"fault": {"kind": "hang"}}, {"clear_faults": {}}.
 """
 import argparse
 import asyncio
@@ -84,6 +86,7 @@ IDLE_SECONDS = 30  # Jetty's idle timeout
 LINE_MAX = 8192  # Jetty's limit of a request line and of all headers
 BODY_MAX = 1 << 20
 PREFIX = "/v1/submissions/"
+HTML = "text/html;charset=iso-8859-1"
 ALIVE_STATES = ("SUBMITTED", "RUNNING")
 WORKER_ID = "worker-20260101000000-127.0.0.1-7078"
 WORKER_HOST_PORT = "127.0.0.1:7078"
@@ -476,11 +479,11 @@ class SparkMaster:
             refusal = 414
         elif len(head) > LINE_MAX:
             refusal = 431
-        elif len(parts) != 3 or not protocol.startswith("HTTP/1.") or (protocol == "HTTP/1.1" and "host" not in headers):
+        elif not protocol.startswith("HTTP/1.") or (protocol == "HTTP/1.1" and "host" not in headers):
             refusal = 400
         if refusal:
-            return request, False, Answer(refusal, jetty_html(refusal, REASONS[refusal], path), "text/html;charset=iso-8859-1",
-                                          close=True)
+            page = jetty_html(refusal, REASONS[refusal], path)
+            return request, False, Answer(refusal, page, HTML, close=True)
         return request, keep, None
 
     def _route(self, path):
@@ -526,8 +529,7 @@ class SparkMaster:
         if kind == "status":
             code = arguments.get("code", 503)
             headers = (("Location", arguments["location"]),) if "location" in arguments else ()
-            return Answer(code, jetty_html(code, REASONS.get(code, str(code)), request.path), "text/html;charset=iso-8859-1",
-                          headers)
+            return Answer(code, jetty_html(code, REASONS.get(code, str(code)), request.path), HTML, headers)
         if kind == "body":
             return Answer(arguments.get("code", 200), arguments.get("body", b""),
                           arguments.get("content_type", "application/json;charset=utf-8"))
@@ -576,7 +578,7 @@ class SparkMaster:
         return self._reply({"action": "ErrorResponse", "message": message, **fields}, code)
 
     def _html(self, code, message, request):
-        return Answer(code, jetty_html(code, message, request.path), "text/html;charset=iso-8859-1")
+        return Answer(code, jetty_html(code, message, request.path), HTML)
 
     def _modern(self):
         return int(self.version.split(".")[0]) >= 4
@@ -611,7 +613,9 @@ class SparkMaster:
             return self._error(468, f"Unknown protocol version '{elements[0]}'." + tail, highestProtocolVersion="v1")
         if len(elements) == 1:
             return self._error(400, "Missing the /submissions prefix." + tail)
-        actions = "/create, /kill, /killall, /clear, /status, or /readyz" if self._modern() else "/create, /kill, or /status"
+        actions = "/create, /kill, or /status"
+        if self._modern():
+            actions = "/create, /kill, /killall, /clear, /status, or /readyz"
         return self._error(400, f"Missing an action: please specify one of {actions}." + tail)
 
     def _kill(self, request, lost):
@@ -624,7 +628,8 @@ class SparkMaster:
             success, message = True, f"Kill request for {id} submitted"
         else:
             success, message = False, f"Driver {id} has already finished or does not exist"
-        return self._reply({"action": "KillSubmissionResponse", "message": message, "submissionId": id, "success": success})
+        return self._reply({"action": "KillSubmissionResponse", "message": message, "submissionId": id,
+                            "success": success})
 
     def _status(self, request, lost):
         id = request.driver_id
@@ -679,15 +684,15 @@ class SparkMaster:
         if not isinstance(properties, dict) or "spark.app.name" not in properties and not self._modern():
             return self._error(400, "Malformed request: sparkProperties is missing or has no spark.app.name.")
         if self.mode != "ALIVE":
-            return self._reply({"action": "CreateSubmissionResponse", "success": False, "message":
-                                f"Current state is not alive: {self.mode}. Can only accept driver submissions in ALIVE state."})
+            message = f"Current state is not alive: {self.mode}. Can only accept driver submissions in ALIVE state."
+            return self._reply({"action": "CreateSubmissionResponse", "success": False, "message": message})
         known = {"action", "clientSparkVersion", "appResource", "mainClass", "sparkProperties", "appArgs",
                  "environmentVariables", "message"}
         driver = self.cluster.create(fields)
         if self.cluster.on_create is not None:
             threading.Timer(0.005, self.cluster.on_create, (driver, fields)).start()
-        return self._reply({"action": "CreateSubmissionResponse", "message": f"Driver successfully submitted as {driver.id}",
-                            "submissionId": driver.id, "success": True,
+        return self._reply({"action": "CreateSubmissionResponse", "submissionId": driver.id, "success": True,
+                            "message": f"Driver successfully submitted as {driver.id}",
                             "unknownFields": [name for name in fields if name not in known] or None})
 
 
@@ -703,8 +708,8 @@ def main():
     master = SparkMaster(options.mode, cluster, options.port, options.spark_version, options.token)
 
     def show(request):
-        print(json.dumps({"method": request.method, "path": request.path, "answer": request.answer, "time": request.time}),
-              flush=True)
+        shown = {name: getattr(request, name) for name in ("method", "path", "answer", "time")}
+        print(json.dumps(shown), flush=True)
 
     master.on_request = show
     with master:

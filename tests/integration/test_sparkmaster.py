@@ -8,9 +8,15 @@ import sys
 import time
 
 import pytest
+import sparkmaster
 from sparkmaster import Cluster, SparkMaster, spark_json
 
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(60)
+"""
 
 
 @pytest.fixture
@@ -84,8 +90,9 @@ def test_status_by_state_and_mode(master, process):
     assert fields["driverState"] == "RUNNING" and fields["workerHostPort"] == "10.0.0.1:7078" and fields["success"]
     fields = json.loads(ask(master, "GET", "/v1/submissions/status/driver-2")[1])
     assert fields["driverState"] == "SUBMITTED" and "workerHostPort" not in fields
-    assert ask(master, "GET", "/v1/submissions/status/driver-3")[1] == spark_json(
-        {"action": "SubmissionStatusResponse", "serverSparkVersion": "3.5.9", "submissionId": "driver-3", "success": False})
+    expected = {"action": "SubmissionStatusResponse", "serverSparkVersion": "3.5.9", "submissionId": "driver-3",
+                "success": False}
+    assert ask(master, "GET", "/v1/submissions/status/driver-3")[1] == spark_json(expected)
     job.terminate()
     master.cluster.wait_state("driver-1", "FAILED")
     for mode in ("STANDBY", "RECOVERING"):
@@ -110,8 +117,9 @@ def test_create_then_place(master, process):
         master.cluster.place(driver.id, placed[0].pid)
 
     master.cluster.on_create = on_create
-    body = json.dumps({"action": "CreateSubmissionRequest", "clientSparkVersion": "", "appResource": "", "mainClass": "Sleep",
-                       "appArgs": [], "environmentVariables": {}, "sparkProperties": {"spark.app.name": "t"}, "more": 1})
+    body = json.dumps({"action": "CreateSubmissionRequest", "clientSparkVersion": "", "appResource": "",
+                       "mainClass": "Sleep", "appArgs": [], "environmentVariables": {},
+                       "sparkProperties": {"spark.app.name": "t"}, "more": 1})
     fields = json.loads(ask(master, "POST", "/v1/submissions/create", body=body)[1])
     assert fields["success"] and fields["unknownFields"] == ["more"]
     driver = master.cluster.wait_state(fields["submissionId"], "RUNNING")
@@ -140,9 +148,11 @@ def test_refusals(master, method, path, code, kind):
 
 def test_token():
     with SparkMaster(token="secret") as master:
-        for header, text in ((None, b"Authorization header is missing."), ("bearer secret", b"Malformed Authorization header."),
+        for header, text in ((None, b"Authorization header is missing."),
+                             ("bearer secret", b"Malformed Authorization header."),
                              ("Bearer other", b"JWT Validate Fail")):
-            status, body, _ = ask(master, "GET", "/v1/submissions/status/d", {"Authorization": header} if header else {})
+            headers = {"Authorization": header} if header else {}
+            status, body, _ = ask(master, "GET", "/v1/submissions/status/d", headers)
             assert status == 403 and text in body
         assert ask(master, "GET", "/v1/submissions/status/d", {"Authorization": "Bearer secret"})[0] == 200
 
@@ -221,7 +231,8 @@ def test_keep_alive_and_forgotten_drivers(master):
         assert json.loads(response.read())["success"] is expected and not response.will_close
         master.forget("driver-1")
     connection.close()
-    assert [r.route for r in master.requests] == ["status", "status"] and len(master.requests_for("status", "driver-1")) == 2
+    assert [r.route for r in master.requests] == ["status", "status"]
+    assert len(master.requests_for("status", "driver-1")) == 2
 
 
 def test_two_masters_share_a_cluster(process):
@@ -235,7 +246,7 @@ def test_two_masters_share_a_cluster(process):
 
 
 def test_command_line(process):
-    with subprocess.Popen([sys.executable, __import__("sparkmaster").__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    with subprocess.Popen([sys.executable, sparkmaster.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           text=True) as command:
         url = command.stdout.readline().strip()
         assert url.startswith("http://127.0.0.1:")

@@ -40,28 +40,28 @@ struct tree {
 
 /* What is zero stands for the perfect driver's. */
 struct tree_process {
-        int pid;                       /* DRIVER_PID */
-        int parent;                    /* WORKER_PID; -1: 0 */
-        uint64_t start;                /* DRIVER_START */
-        char state;                    /* 'S' */
-        unsigned threads;              /* 1 */
-        const char *comm;              /* "java" */
-        const char *job;               /* "42" */
+        int pid;          /* DRIVER_PID */
+        int parent;       /* WORKER_PID; -1: 0 */
+        uint64_t start;   /* DRIVER_START */
+        char state;       /* 'S' */
+        unsigned threads; /* 1 */
+        const char *comm; /* "java" */
+        const char *job;  /* "42" */
         bool no_job;
-        const char *driver_id;         /* DRIVER_1 */
-        const char *jar;               /* <work>/<driver_id>/app.jar */
-        const char *cwd;               /* no link */
-        const char *before[LIST_MAX];  /* JVM options before the job id */
-        const char *after[LIST_MAX];   /* and after it */
+        const char *driver_id;        /* DRIVER_1 */
+        const char *jar;              /* <work>/<driver_id>/app.jar */
+        const char *cwd;              /* no link */
+        const char *before[LIST_MAX]; /* JVM options before the job id */
+        const char *after[LIST_MAX];  /* and after it */
         const char *arguments[LIST_MAX];
-        const char *raw;               /* instead of all that: the bytes of cmdline */
+        const char *raw; /* instead of all that: the bytes of cmdline */
         size_t raw_size;
-        uid_t uid;                     /* the caller's */
-        uid_t real_uid;                /* like uid */
-        bool no_directory;             /* do not make the driver's directory */
+        uid_t uid;         /* the caller's */
+        uid_t real_uid;    /* like uid */
+        bool no_directory; /* do not make the driver's directory */
 };
 
-#define TREE_DRIVER(...) (&(struct tree_process){ __VA_ARGS__ })
+#define TREE_DRIVER(...) (&(struct tree_process){__VA_ARGS__})
 
 static inline struct tree_process tree_complete(const struct tree_process *process) {
         struct tree_process full = *process;
@@ -109,8 +109,8 @@ static inline void tree_append_all(struct buffer *list, const char *const *eleme
 }
 
 static inline void tree_append_driver(struct tree *tree, struct buffer *list, const struct tree_process *process) {
-        static const char *const head[LIST_MAX] = { "/usr/lib/jvm/java-17/bin/java", "-cp", "/opt/spark/conf/:/opt/spark/jars/*",
-                                                    "-Xmx1024M" };
+        static const char *const head[LIST_MAX] = {"/usr/lib/jvm/java-17/bin/java", "-cp",
+                                                   "/opt/spark/conf/:/opt/spark/jars/*", "-Xmx1024M"};
         _cleanup_free_ char *jar = NULL;
 
         tree_append_all(list, head);
@@ -134,7 +134,8 @@ static inline void tree_put_stat(const char *directory, const struct tree_proces
         char text[512];
 
         snprintf(text, sizeof(text),
-                 "%d (%s) %c %d 100 100 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 %u 0 %" PRIu64 " 1000 200 1\n", process->pid, process->comm, process->state, process->parent, process->threads, process->start);
+                 "%d (%s) %c %d 100 100 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 %u 0 %" PRIu64 " 1000 200 1\n", process->pid,
+                 process->comm, process->state, process->parent, process->threads, process->start);
         tree_write_text(path, text);
 }
 
@@ -144,7 +145,8 @@ static inline void tree_put_status(const char *directory, const struct tree_proc
         char text[256];
 
         snprintf(text, sizeof(text),
-                 "Name:\tjava\nUmask:\t0022\nState:\tS (sleeping)\nUid:\t%u\t%u\t%u\t%u\nGid:\t0\t0\t0\t0\n", real, uid, uid, uid);
+                 "Name:\tjava\nUmask:\t0022\nState:\tS (sleeping)\nUid:\t%u\t%u\t%u\t%u\nGid:\t0\t0\t0\t0\n", real, uid,
+                 uid, uid);
         tree_write_text(path, text);
 }
 
@@ -199,8 +201,9 @@ static inline void tree_take(struct tree *tree, int pid) {
 }
 
 static inline void tree_put_worker(struct tree *tree, int pid, uint64_t start) {
-        static const char worker[] = "/usr/lib/jvm/java-17/bin/java\0-cp\0/opt/spark/jars/*\0-Xmx1g\0" WORKER
-                                     "\0--webui-port\0" "8081\0spark://m:7077";
+        static const char worker[] =
+                "/usr/lib/jvm/java-17/bin/java\0-cp\0/opt/spark/jars/*\0-Xmx1g\0" WORKER "\0--webui-port\0"
+                "8081\0spark://m:7077";
 
         tree_put(tree, TREE_DRIVER(.pid = pid, .parent = 1, .start = start, .raw = worker, .raw_size = sizeof(worker)));
 }
@@ -222,8 +225,8 @@ static inline int tree_on_exit(void *userdata) {
 }
 
 static inline struct driver *tree_make_driver(struct tree *tree, int proc_fd, int64_t uid) {
-        struct driver_options options = { .proc_fd = proc_fd, .work_directory = tree->work, .job_id_property = PROPERTY,
-                                          .driver_uid = uid };
+        struct driver_options options = {
+                .proc_fd = proc_fd, .work_directory = tree->work, .job_id_property = PROPERTY, .driver_uid = uid};
         struct driver *driver = NULL;
 
         assert_int_equal(driver_new(tree->event, &options, tree_on_wake, tree, &driver), 0);

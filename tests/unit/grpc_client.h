@@ -35,7 +35,7 @@ struct seen { /* the course of one call */
         void (*hook)(struct seen *seen); /* called in on_message */
 };
 
-static int seen_on_message(struct grpc_call *call, struct span message, void *userdata) {
+__attribute__((unused)) static int seen_on_message(struct grpc_call *call, struct span message, void *userdata) {
         struct seen *seen = userdata;
         size_t used = strlen(seen->text);
 
@@ -76,14 +76,14 @@ static int seen_on_close(struct grpc_call *call, const struct grpc_result *resul
         return 0;
 }
 
-static const struct grpc_call_handlers seen_handlers = { seen_on_message, seen_on_close };
+__attribute__((unused)) static const struct grpc_call_handlers seen_handlers = { seen_on_message, seen_on_close };
 
 static int client_on_limit(void *userdata) {
         (void)userdata;
         return -ETIMEDOUT;
 }
 
-static int client_on_tick(void *userdata) {
+__attribute__((unused)) static int client_on_tick(void *userdata) {
         struct client *client = userdata;
 
         if (client->until(client->until_userdata))
@@ -91,7 +91,7 @@ static int client_on_tick(void *userdata) {
         return event_timer_set(client->tick, event_now_usec(client->event) + 2 * USEC_PER_MSEC);
 }
 
-static struct client *client_new(const struct grpc_channel_options *options) {
+__attribute__((unused)) static struct client *client_new(const struct grpc_channel_options *options) {
         struct client *client = calloc(1, sizeof(*client));
 
         assert_int_equal(event_new(false, &client->event), 0);
@@ -113,7 +113,7 @@ __attribute__((unused)) static struct client *client_to(const struct peer *peer,
                                                           .stream_window = 65536 });
 }
 
-static void client_free(struct client *client) {
+__attribute__((unused)) static void client_free(struct client *client) {
         grpc_channel_free(client->channel);
         resolve_free(client->resolve);
         event_source_free(client->limit);
@@ -123,7 +123,7 @@ static void client_free(struct client *client) {
 }
 
 /* client_run() - the loop, until `until` is true; fails the test after CLIENT_LIMIT_USEC. */
-static void client_run(struct client *client, bool (*until)(void *), void *userdata) {
+__attribute__((unused)) static void client_run(struct client *client, bool (*until)(void *), void *userdata) {
         uint64_t now = event_now_usec(client->event);
 
         client->until = until;
@@ -135,7 +135,7 @@ static void client_run(struct client *client, bool (*until)(void *), void *userd
         event_timer_set(client->tick, USEC_NEVER);
 }
 
-static bool seen_is_closed(void *userdata) {
+__attribute__((unused)) static bool seen_is_closed(void *userdata) {
         const struct seen *seen = userdata;
 
         return seen->closed > 0;
@@ -155,19 +155,19 @@ static struct grpc_call_options client_options(const char *path, bool streaming)
                                            .streaming = streaming };
 }
 
-static void client_start_with(struct client *client, const struct grpc_call_options *options, struct seen *seen) {
+__attribute__((unused)) static void client_start_with(struct client *client, const struct grpc_call_options *options, struct seen *seen) {
         seen->client = client;
         assert_int_equal(grpc_call_start(client->channel, options, &seen_handlers, seen, &seen->call), 0);
         assert_int_equal(seen->closed, 0);
 }
 
-static void client_start(struct client *client, const char *path, bool streaming, struct seen *seen) {
+__attribute__((unused)) static void client_start(struct client *client, const char *path, bool streaming, struct seen *seen) {
         const struct grpc_call_options options = client_options(path, streaming);
 
         client_start_with(client, &options, seen);
 }
 
-static void client_finish(struct client *client, struct seen *seen) {
+__attribute__((unused)) static void client_finish(struct client *client, struct seen *seen) {
         client_run(client, seen_is_closed, seen);
         assert_int_equal(seen->closed, 1);
         seen->call = grpc_call_free(seen->call);

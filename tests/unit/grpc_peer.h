@@ -15,13 +15,14 @@
  *   w HEX        bytes onto the connection                       p N         N PINGs
  *   c N          N CONTINUATIONs' worth of header fields         i N         N informational (103) blocks
  *   x            close the connection                            s           neither read nor write any more
- *   k            wait for peer_release()
+ *   k            wait for peer_release()                         n N         do the next one only for request number N
  * Flow control is obeyed for DATA. The script of a request is found by its path.
  */
 #include "base.h"
 
 #include <arpa/inet.h>
 #include <assert.h>
+#include <netinet/tcp.h>
 #include <nghttp2/nghttp2.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
@@ -60,6 +61,7 @@ struct peer {
         char last_headers[8192];  /* "name: value\n"… of the last request */
         uint8_t last_body[4096];
         size_t last_body_size;
+        char sni[256];            /* of the last handshake */
 };
 
 struct peer_stream {
@@ -69,6 +71,8 @@ struct peer_stream {
         uint8_t *data; /* DATA that waits for the window */
         size_t data_size, data_done, piece;
         unsigned repeat, repeat_size, padding;
+        unsigned number; /* of the request, from 1 */
+        bool skip;
         bool end;
         uint8_t body[4096];
         size_t body_size;
@@ -299,7 +303,7 @@ static bool peer_do(struct peer_connection *c, struct peer_stream *s, const char
         case 'g': {
                 int last;
                 sscanf(rest, "%d %u", &last, &n);
-                peer_goaway(c, last < 0 ? s->id - 2 : last, n);
+                peer_goaway(c, last >= 0 ? last : s->id > 1 ? s->id - 2 : 0, n);
                 return true;
         }
         case 'w':
@@ -323,6 +327,9 @@ static bool peer_do(struct peer_connection *c, struct peer_stream *s, const char
                 }
                 return true;
         }
+        case 'n':
+                s->skip = s->number != strtoul(rest, NULL, 10);
+                return true;
         case 'x':
                 c->closing = true;
                 return true;
@@ -337,7 +344,7 @@ static bool peer_do(struct peer_connection *c, struct peer_stream *s, const char
                 return false;
         }
         default:
-                assert(!"operation");
+                abort();
                 return true;
         }
 }
@@ -388,7 +395,9 @@ static void peer_run(struct peer_connection *c, struct peer_stream *s) {
                         return;
                 }
                 size_t size = strcspn(s->script, "|");
-                if (!peer_do(c, s, s->script, size))
+                bool skip = s->skip;
+                s->skip = false;
+                if (!skip && !peer_do(c, s, s->script, size))
                         return;
                 s->script += size + (s->script[size] == '|');
         }
@@ -458,7 +467,7 @@ static void peer_on_end(struct peer_connection *c, struct peer_stream *s) {
         pthread_mutex_unlock(&c->peer->mutex);
         if (!s->script)
                 s->script = peer_script(c->peer, (char *)s->body + 3000);
-        atomic_fetch_add(&c->peer->requests, 1);
+        s->number = atomic_fetch_add(&c->peer->requests, 1) + 1;
         peer_run(c, s);
 }
 
@@ -614,6 +623,10 @@ static bool peer_handshake(struct peer_connection *c) {
                 if (polls[1].revents != 0)
                         return false;
         }
+        const char *sni = SSL_get_servername(c->ssl, TLSEXT_NAMETYPE_host_name);
+        pthread_mutex_lock(&c->peer->mutex);
+        base_text_copy(c->peer->sni, sizeof(c->peer->sni), sni);
+        pthread_mutex_unlock(&c->peer->mutex);
         if (SSL_session_reused(c->ssl))
                 atomic_fetch_add(&c->peer->resumed, 1);
         return true;
@@ -641,6 +654,12 @@ static void peer_greet(struct peer_connection *c) {
 
 static void *peer_connection_main(void *userdata) {
         struct peer_connection *c = userdata;
+        sigset_t set;
+
+        /* In this thread alone: that the client makes no SIGPIPE is a part of the test. */
+        sigemptyset(&set);
+        sigaddset(&set, SIGPIPE);
+        pthread_sigmask(SIG_BLOCK, &set, NULL);
 
         if (!peer_handshake(c))
                 c->closing = true;
@@ -679,6 +698,8 @@ static void *peer_accept_main(void *userdata) {
                 int fd = accept4(peer->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
                 if (fd < 0)
                         continue;
+                int one = 1;
+                setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
                 struct peer_connection *c = calloc(1, sizeof(*c));
                 *c = (struct peer_connection){ .peer = peer, .fd = fd, .window = 65535, .initial_window = 65535 };
                 nghttp2_hd_inflate_new(&c->inflater);

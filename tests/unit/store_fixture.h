@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * store_fixture: what test_store.c and test_store_faults.c share: a directory of their own, a loop, a store on it,
+ * store_fixture: what the store's tests share: a directory of their own, a loop, a store on it,
  * operations made from a seed, and a comparison that lists every field by hand (the store's own table of columns
  * would forget the same one twice).
  */
@@ -23,7 +23,7 @@
 #define GUARD_USEC (60 * USEC_PER_SEC)
 #define NOW_REAL_USEC UINT64_C(1764000000123456) /* 2025-11-24 */
 #define RESERVE_PAGES 8                          /* small, so that hundreds of stores can be made */
-#define LOADED_MAX 12000
+#define LOADED_MAX 40000
 
 struct loaded {
         struct store_operation *operations;
@@ -83,16 +83,27 @@ static inline void remove_tree(const char *directory) {
         rmdir(directory);
 }
 
+static inline void remove_files(const struct fixture *f) {
+        DIR *stream = opendir(f->directory);
+        struct dirent *entry;
+
+        assert_non_null(stream);
+        while ((entry = readdir(stream)))
+                if (entry->d_name[0] != '.')
+                        assert_int_equal(unlinkat(dirfd(stream), entry->d_name, 0), 0);
+        closedir(stream);
+}
+
 /* -1: there is no such file */
 static inline int64_t file_size(const struct fixture *f, const char *name) {
-        char path[400];
+        char path[480];
         struct stat status;
 
         return stat(path_of(f, name, path, sizeof(path)), &status) < 0 ? -1 : status.st_size;
 }
 
 static inline uint8_t *read_bytes(const struct fixture *f, const char *name, size_t *ret_size) {
-        char path[400];
+        char path[480];
         FILE *file = fopen(path_of(f, name, path, sizeof(path)), "re");
         int64_t size = file_size(f, name);
         uint8_t *bytes;
@@ -107,7 +118,7 @@ static inline uint8_t *read_bytes(const struct fixture *f, const char *name, siz
 }
 
 static inline void write_bytes(const struct fixture *f, const char *name, size_t offset, const void *bytes, size_t size) {
-        char path[400];
+        char path[480];
         int fd = open(path_of(f, name, path, sizeof(path)), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
 
         assert_true(fd >= 0);
@@ -142,7 +153,7 @@ static inline size_t count_descriptors(void) {
 
 /* Run SQL on the closed store's file, like a person with sqlite3. */
 static inline void run_sql(const struct fixture *f, const char *name, const char *sql) {
-        char path[400];
+        char path[480];
         sqlite3 *db;
 
         assert_int_equal(sqlite3_open(path_of(f, name, path, sizeof(path)), &db), SQLITE_OK);
@@ -151,7 +162,7 @@ static inline void run_sql(const struct fixture *f, const char *name, const char
 }
 
 static inline int64_t query_sql(const struct fixture *f, const char *name, const char *sql) {
-        char path[400];
+        char path[480];
         sqlite3 *db;
         sqlite3_stmt *statement;
         int64_t value;
@@ -439,6 +450,46 @@ static inline const struct store_operation *find(const struct fixture *f, const 
                 if (strcmp(f->loaded.operations[i].operation_id, id) == 0)
                         return &f->loaded.operations[i];
         return NULL;
+}
+
+/* ---- turns whose wholeness shows ---------------------------------------------------------------------------- */
+
+#define NUMBERED_ROWS 20
+
+/* Turn k: all of "op-*" get sequence k, "turn-k" comes, "turn-(k-1)" goes, the revision is k. */
+static inline struct store_turn *numbered_turn(struct fixture *f, int64_t k) {
+        struct store_turn *turn = new_turn(f);
+        struct store_operation operation;
+        char id[40];
+
+        for (int i = 0; i < NUMBERED_ROWS; i++) {
+                snprintf(id, sizeof(id), "op-%d", i);
+                operation = plain_operation(id, k);
+                CHECK(store_turn_put(turn, &operation) == 0);
+        }
+        snprintf(id, sizeof(id), "turn-%" PRId64, k - 1);
+        CHECK(store_turn_delete(turn, id) == 0);
+        snprintf(id, sizeof(id), "turn-%" PRId64, k);
+        operation = plain_operation(id, k);
+        CHECK(store_turn_put(turn, &operation) == 0);
+        store_turn_set_revision(turn, k);
+        return turn;
+}
+
+static inline void assert_whole_turn(struct fixture *f, int64_t told) {
+        char id[40];
+
+        open_store(f);
+        assert_false(f->info.set_aside);
+        assert_true(f->info.revision >= told); /* what was told is there; one more may be */
+        assert_true(f->info.revision <= told + 1);
+        assert_int_equal(load(f), 0);
+        assert_int_equal(f->loaded.count, f->info.revision > 0 ? NUMBERED_ROWS + 1 : 0);
+        for (size_t i = 0; i < f->loaded.count; i++)
+                assert_int_equal(f->loaded.operations[i].sequence, f->info.revision);
+        snprintf(id, sizeof(id), "turn-%" PRId64, f->info.revision);
+        assert_true(f->info.revision == 0 || find(f, id));
+        close_store(f);
 }
 
 static inline int setup(void **state) {

@@ -325,6 +325,7 @@ static const struct {
         { "cut in the varint", WIRE("\x08\x96"), -EBADMSG, 0, 0 },
         { "no value", WIRE("\x08"), -EBADMSG, 0, 0 },
         { "length beyond the end", WIRE("\x22\x05\x0a"), -EBADMSG, 0, 0 },
+        { "length one beyond the end", WIRE("\x22\x03\x28\x01"), -EBADMSG, 0, 0 },
         { "length of 2^64 - 1", WIRE("\x22\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"), -EBADMSG, 0, 0 },
         { "varint of 65 bits", WIRE("\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02"), -EBADMSG, 0, 0 },
         { "varint of 11 bytes", WIRE("\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x81\x00"), -EBADMSG, 0, 0 },

@@ -36,7 +36,7 @@ static void on_lookalike(const struct driver_lookalike *lookalike, void *userdat
 }
 
 static struct seen lookalikes(struct tree *tree, const char *job_id) {
-        struct seen seen = { 0 };
+        struct seen seen = {0};
 
         driver_lookalikes(tree->driver, job_id, on_lookalike, &seen);
         return seen;
@@ -50,7 +50,7 @@ static void test_found(void **state) {
         struct driver_found found;
         const uint64_t hz = (uint64_t)sysconf(_SC_CLK_TCK);
 
-        tree_put(tree, TREE_DRIVER(.before = { "-Dspark.app.name=Nightly\x1b[1m \xff" }, .comm = "a) R 1 (b"));
+        tree_put(tree, TREE_DRIVER(.before = {"-Dspark.app.name=Nightly\x1b[1m \xff"}, .comm = "a) R 1 (b"));
         scan(tree);
         assert_int_equal(driver_match(tree->driver, "42", &found), DRIVER_MATCH_ONE);
         assert_int_equal(found.pid, DRIVER_PID);
@@ -72,7 +72,7 @@ static void test_supervised(void **state) {
         struct tree *tree = *state;
         struct driver_found found;
 
-        tree_put(tree, TREE_DRIVER(.before = { "-Dspark.driver.supervise=true" }));
+        tree_put(tree, TREE_DRIVER(.before = {"-Dspark.driver.supervise=true"}));
         scan(tree);
         assert_int_equal(driver_match(tree->driver, "42", &found), DRIVER_MATCH_ONE);
         assert_true(found.supervised);
@@ -96,7 +96,7 @@ static void test_long_name_is_cut(void **state) {
         char option[600] = "-Dspark.app.name=";
 
         memset(option + strlen(option), 'n', 500);
-        tree_put(tree, TREE_DRIVER(.before = { option }));
+        tree_put(tree, TREE_DRIVER(.before = {option}));
         scan(tree);
         assert_int_equal(driver_match(tree->driver, "42", &found), DRIVER_MATCH_ONE);
         assert_int_equal(strlen(found.app_name), sizeof(found.app_name) - 1);
@@ -112,7 +112,8 @@ struct identity_case {
         const char *reason;      /* of the look-alike; NULL: none */
 };
 
-#define CASE(...) { __VA_ARGS__ }
+#define CASE(...)                                                                                                      \
+        { __VA_ARGS__ }
 #define RAW(literal) .raw = literal, .raw_size = sizeof(literal)
 
 static const char another_job[] = "it is the driver of another job, whose id comes first";
@@ -121,80 +122,92 @@ static const char not_below[] = "its jar is not in the work directory";
 static const char not_directly[] = "its jar is not directly in a driver directory";
 
 static const struct identity_case identity_cases[] = {
-        { "cwd agrees", CASE(.cwd = "%W/" DRIVER_1), DRIVER_MATCH_ONE, NULL },
-        { "cwd agrees, removed", CASE(.cwd = "%W/" DRIVER_1 " (deleted)"), DRIVER_MATCH_ONE, NULL },
-        { "cwd elsewhere", CASE(.cwd = "/tmp"), DRIVER_MATCH_NONE, "its working directory is another than its driver id's" },
-        { "cwd of another driver", CASE(.cwd = "%W/" DRIVER_2), DRIVER_MATCH_NONE,
-          "its working directory is another than its driver id's" },
-        { "cwd is the root", CASE(.cwd = "/"), DRIVER_MATCH_NONE, "its working directory is another than its driver id's" },
+        {"cwd agrees", CASE(.cwd = "%W/" DRIVER_1), DRIVER_MATCH_ONE, NULL},
+        {"cwd agrees, removed", CASE(.cwd = "%W/" DRIVER_1 " (deleted)"), DRIVER_MATCH_ONE, NULL},
+        {"cwd elsewhere", CASE(.cwd = "/tmp"), DRIVER_MATCH_NONE,
+         "its working directory is another than its driver id's"},
+        {"cwd of another driver", CASE(.cwd = "%W/" DRIVER_2), DRIVER_MATCH_NONE,
+         "its working directory is another than its driver id's"},
+        {"cwd is the root", CASE(.cwd = "/"), DRIVER_MATCH_NONE,
+         "its working directory is another than its driver id's"},
 
-        { "job 420", CASE(.job = "420"), DRIVER_MATCH_NONE, NULL },
-        { "job 4", CASE(.job = "4"), DRIVER_MATCH_NONE, NULL },
-        { "job 42 with a space", CASE(.job = "42 "), DRIVER_MATCH_NONE, "its job id is not a valid one" },
-        { "job 42 with a quote", CASE(.job = "\"42\""), DRIVER_MATCH_NONE, NULL },
-        { "empty job", CASE(.job = ""), DRIVER_MATCH_NONE, NULL },
-        { "too long job", CASE(.job = "012345678901234567890123456789012345678901234567890"), DRIVER_MATCH_NONE, NULL },
-        { "claims 42 after its own", CASE(.job = "7", .after = { ID "42" }), DRIVER_MATCH_NONE, another_job },
-        { "claims 42 in its arguments", CASE(.job = "7", .arguments = { ID "42" }), DRIVER_MATCH_NONE, another_job },
-        { "claims 42 in its class path", CASE(.job = "7", .before = { "-cp", ID "42" }), DRIVER_MATCH_NONE, another_job },
-        { "claims 42 in extraJavaOptions", CASE(.job = "7", .before = { "-Dspark.driver.extraJavaOptions=" ID "42" }),
-          DRIVER_MATCH_NONE, another_job },
-        { "no id but in its arguments", CASE(.no_job = true, .arguments = { ID "42" }), DRIVER_MATCH_NONE,
-          "it names the job id, but not as a JVM option of its own" },
-        { "decoys of 42 behind", CASE(.after = { ID "7" }, .arguments = { ID "8" }), DRIVER_MATCH_ONE, NULL },
+        {"job 420", CASE(.job = "420"), DRIVER_MATCH_NONE, NULL},
+        {"job 4", CASE(.job = "4"), DRIVER_MATCH_NONE, NULL},
+        {"job 42 with a space", CASE(.job = "42 "), DRIVER_MATCH_NONE, "its job id is not a valid one"},
+        {"job 42 with a quote", CASE(.job = "\"42\""), DRIVER_MATCH_NONE, NULL},
+        {"empty job", CASE(.job = ""), DRIVER_MATCH_NONE, NULL},
+        {"too long job", CASE(.job = "012345678901234567890123456789012345678901234567890"), DRIVER_MATCH_NONE, NULL},
+        {"claims 42 after its own", CASE(.job = "7", .after = {ID "42"}), DRIVER_MATCH_NONE, another_job},
+        {"claims 42 in its arguments", CASE(.job = "7", .arguments = {ID "42"}), DRIVER_MATCH_NONE, another_job},
+        {"claims 42 in its class path", CASE(.job = "7", .before = {"-cp", ID "42"}), DRIVER_MATCH_NONE, another_job},
+        {"claims 42 in extraJavaOptions", CASE(.job = "7", .before = {"-Dspark.driver.extraJavaOptions=" ID "42"}),
+         DRIVER_MATCH_NONE, another_job},
+        {"no id but in its arguments", CASE(.no_job = true, .arguments = {ID "42"}), DRIVER_MATCH_NONE,
+         "it names the job id, but not as a JVM option of its own"},
+        {"decoys of 42 behind", CASE(.after = {ID "7"}, .arguments = {ID "8"}), DRIVER_MATCH_ONE, NULL},
 
-        { "appResource empty", CASE(.jar = "%W/" DRIVER_1), DRIVER_MATCH_ONE, NULL },
-        { "other spelling of the work directory", CASE(.jar = "%R/link/" DRIVER_1 "/app.jar"), DRIVER_MATCH_ONE, NULL },
-        { "dots before the work directory", CASE(.jar = "%R/proc/../work/" DRIVER_1 "/app.jar"), DRIVER_MATCH_ONE, NULL },
-        { "id of a custom pattern", CASE(.driver_id = "drv_7.x"), DRIVER_MATCH_ONE, NULL },
-        { "directory is gone", CASE(.no_directory = true), DRIVER_MATCH_ONE, NULL },
-        { "jar elsewhere", CASE(.jar = "/nowhere/" DRIVER_1 "/app.jar"), DRIVER_MATCH_NONE, not_below },
-        { "jar beside the work directory", CASE(.jar = "%W2/" DRIVER_1 "/app.jar"), DRIVER_MATCH_NONE, not_below },
-        { "jar is the work directory", CASE(.jar = "%W"), DRIVER_MATCH_NONE, not_below },
-        { "jar is the work directory with a slash", CASE(.jar = "%W/"), DRIVER_MATCH_NONE,
-          "the driver id in its jar path is not valid" },
-        { "jar path is relative", CASE(.jar = "work/" DRIVER_1 "/app.jar"), DRIVER_MATCH_NONE,
-          "its jar path is not absolute" },
-        { "jar path is empty", CASE(.jar = ""), DRIVER_MATCH_NONE, "its jar path is not absolute" },
-        { "jar path is a URL", CASE(.jar = "file:%W/" DRIVER_1 "/app.jar"), DRIVER_MATCH_NONE, "its jar path is not absolute" },
-        { "jar path leads on to another driver", CASE(.jar = "%W/" DRIVER_1 "/../" DRIVER_2 "/app.jar"), DRIVER_MATCH_NONE,
-          not_directly },
-        { "jar path leads out", CASE(.jar = "%W/../" DRIVER_1 "/app.jar"), DRIVER_MATCH_NONE,
-          "the driver id in its jar path is not valid" },
-        { "jar is ..", CASE(.jar = "%W/" DRIVER_1 "/.."), DRIVER_MATCH_NONE, not_directly },
-        { "jar is .", CASE(.jar = "%W/" DRIVER_1 "/."), DRIVER_MATCH_NONE, not_directly },
-        { "jar has no name", CASE(.jar = "%W/" DRIVER_1 "/"), DRIVER_MATCH_NONE, not_directly },
-        { "jar is deeper", CASE(.jar = "%W/" DRIVER_1 "/lib/app.jar"), DRIVER_MATCH_NONE, not_directly },
-        { "driver id with a space", CASE(.jar = "%W/driver 1/app.jar"), DRIVER_MATCH_NONE,
-          "the driver id in its jar path is not valid" },
-        { "driver directory is a link", CASE(.jar = "%W/alias/app.jar"), DRIVER_MATCH_NONE, "its driver directory is a link" },
-        { "driver directory is a file", CASE(.jar = "%W/file/app.jar"), DRIVER_MATCH_NONE, "its driver directory is none" },
+        {"appResource empty", CASE(.jar = "%W/" DRIVER_1), DRIVER_MATCH_ONE, NULL},
+        {"other spelling of the work directory", CASE(.jar = "%R/link/" DRIVER_1 "/app.jar"), DRIVER_MATCH_ONE, NULL},
+        {"dots before the work directory", CASE(.jar = "%R/proc/../work/" DRIVER_1 "/app.jar"), DRIVER_MATCH_ONE, NULL},
+        {"id of a custom pattern", CASE(.driver_id = "drv_7.x"), DRIVER_MATCH_ONE, NULL},
+        {"directory is gone", CASE(.no_directory = true), DRIVER_MATCH_ONE, NULL},
+        {"jar elsewhere", CASE(.jar = "/nowhere/" DRIVER_1 "/app.jar"), DRIVER_MATCH_NONE, not_below},
+        {"jar beside the work directory", CASE(.jar = "%W2/" DRIVER_1 "/app.jar"), DRIVER_MATCH_NONE, not_below},
+        {"jar is the work directory", CASE(.jar = "%W"), DRIVER_MATCH_NONE, not_below},
+        {"jar is the work directory with a slash", CASE(.jar = "%W/"), DRIVER_MATCH_NONE,
+         "the driver id in its jar path is not valid"},
+        {"jar path is relative", CASE(.jar = "work/" DRIVER_1 "/app.jar"), DRIVER_MATCH_NONE,
+         "its jar path is not absolute"},
+        {"jar path is empty", CASE(.jar = ""), DRIVER_MATCH_NONE, "its jar path is not absolute"},
+        {"jar path is a URL", CASE(.jar = "file:%W/" DRIVER_1 "/app.jar"), DRIVER_MATCH_NONE,
+         "its jar path is not absolute"},
+        {"jar path leads on to another driver", CASE(.jar = "%W/" DRIVER_1 "/../" DRIVER_2 "/app.jar"),
+         DRIVER_MATCH_NONE, not_directly},
+        {"jar path leads out", CASE(.jar = "%W/../" DRIVER_1 "/app.jar"), DRIVER_MATCH_NONE,
+         "the driver id in its jar path is not valid"},
+        {"jar is ..", CASE(.jar = "%W/" DRIVER_1 "/.."), DRIVER_MATCH_NONE, not_directly},
+        {"jar is .", CASE(.jar = "%W/" DRIVER_1 "/."), DRIVER_MATCH_NONE, not_directly},
+        {"jar has no name", CASE(.jar = "%W/" DRIVER_1 "/"), DRIVER_MATCH_NONE, not_directly},
+        {"jar is deeper", CASE(.jar = "%W/" DRIVER_1 "/lib/app.jar"), DRIVER_MATCH_NONE, not_directly},
+        {"driver id with a space", CASE(.jar = "%W/driver 1/app.jar"), DRIVER_MATCH_NONE,
+         "the driver id in its jar path is not valid"},
+        {"driver directory is a link", CASE(.jar = "%W/alias/app.jar"), DRIVER_MATCH_NONE,
+         "its driver directory is a link"},
+        {"driver directory is a file", CASE(.jar = "%W/file/app.jar"), DRIVER_MATCH_NONE,
+         "its driver directory is none"},
 
-        { "parent is init", CASE(.parent = 1), DRIVER_MATCH_ORPHAN, NULL },
-        { "parent is none", CASE(.parent = -1), DRIVER_MATCH_ORPHAN, NULL },
-        { "parent is not there", CASE(.parent = 999), DRIVER_MATCH_ORPHAN, NULL },
-        { "parent is itself", CASE(.parent = DRIVER_PID), DRIVER_MATCH_NONE, "its parent is a driver, not a Worker" },
-        { "Worker is younger than its child", CASE(.start = WORKER_START - 1), DRIVER_MATCH_ORPHAN, NULL },
+        {"parent is init", CASE(.parent = 1), DRIVER_MATCH_ORPHAN, NULL},
+        {"parent is none", CASE(.parent = -1), DRIVER_MATCH_ORPHAN, NULL},
+        {"parent is not there", CASE(.parent = 999), DRIVER_MATCH_ORPHAN, NULL},
+        {"parent is itself", CASE(.parent = DRIVER_PID), DRIVER_MATCH_NONE, "its parent is a driver, not a Worker"},
+        {"Worker is younger than its child", CASE(.start = WORKER_START - 1), DRIVER_MATCH_ORPHAN, NULL},
 
-        { "zombie", CASE(.state = 'Z'), DRIVER_MATCH_NONE, NULL },
-        { "dead", CASE(.state = 'X'), DRIVER_MATCH_NONE, NULL },
-        { "stopped", CASE(.state = 'T'), DRIVER_MATCH_ONE, NULL },
-        { "first thread ended", CASE(.state = 'Z', .threads = 9), DRIVER_MATCH_ONE, NULL },
-        { "comm plays the stat line", CASE(.comm = "a) Z 1 (b) X 1 1 1"), DRIVER_MATCH_ONE, NULL },
-        { "another real user", CASE(.real_uid = 4242), DRIVER_MATCH_NONE, "its real, effective and saved user differ" },
+        {"zombie", CASE(.state = 'Z'), DRIVER_MATCH_NONE, NULL},
+        {"dead", CASE(.state = 'X'), DRIVER_MATCH_NONE, NULL},
+        {"stopped", CASE(.state = 'T'), DRIVER_MATCH_ONE, NULL},
+        {"first thread ended", CASE(.state = 'Z', .threads = 9), DRIVER_MATCH_ONE, NULL},
+        {"comm plays the stat line", CASE(.comm = "a) Z 1 (b) X 1 1 1"), DRIVER_MATCH_ONE, NULL},
+        {"another real user", CASE(.real_uid = 4242), DRIVER_MATCH_NONE, "its real, effective and saved user differ"},
 
-        { "submitter", CASE(RAW("java\0-cp\0x\0org.apache.spark.deploy.SparkSubmit\0--conf\0" PROPERTY "=42\0x.jar")),
-          DRIVER_MATCH_NONE, no_class },
-        { "client-mode driver", CASE(RAW("java\0-cp\0x\0" ID "42\0org.apache.spark.deploy.SparkSubmit\0--class\0M\0x.jar")),
-          DRIVER_MATCH_NONE, no_class },
-        { "executor", CASE(RAW("java\0-cp\0x\0" ID "42\0org.apache.spark.executor.CoarseGrainedExecutorBackend\0--cores\0"
-                               "1")), DRIVER_MATCH_NONE, no_class },
-        { "shell", CASE(RAW("sh\0-c\0exec java -cp x " ID "42 " WRAPPER " spark://w:1 /j M")), DRIVER_MATCH_NONE, no_class },
-        { "Worker with the id", CASE(RAW("java\0" ID "42\0" WORKER)), DRIVER_MATCH_NONE, "it is a Worker" },
-        { "no NUL at the end", CASE(.raw = "java\0" ID "42\0x", .raw_size = 5 + sizeof(ID "42") + 1), DRIVER_MATCH_NONE,
-          "its argument list was rewritten" },
-        { "empty list", CASE(.raw = "", .raw_size = 0), DRIVER_MATCH_NONE, NULL },
-        { "python child", CASE(RAW("python3\0/opt/job.py\0" "42")), DRIVER_MATCH_NONE, NULL },
+        {"submitter", CASE(RAW("java\0-cp\0x\0org.apache.spark.deploy.SparkSubmit\0--conf\0" PROPERTY "=42\0x.jar")),
+         DRIVER_MATCH_NONE, no_class},
+        {"client-mode driver",
+         CASE(RAW("java\0-cp\0x\0" ID "42\0org.apache.spark.deploy.SparkSubmit\0--class\0M\0x.jar")), DRIVER_MATCH_NONE,
+         no_class},
+        {"executor",
+         CASE(RAW("java\0-cp\0x\0" ID "42\0org.apache.spark.executor.CoarseGrainedExecutorBackend\0--cores\0"
+                  "1")),
+         DRIVER_MATCH_NONE, no_class},
+        {"shell", CASE(RAW("sh\0-c\0exec java -cp x " ID "42 " WRAPPER " spark://w:1 /j M")), DRIVER_MATCH_NONE,
+         no_class},
+        {"Worker with the id", CASE(RAW("java\0" ID "42\0" WORKER)), DRIVER_MATCH_NONE, "it is a Worker"},
+        {"no NUL at the end", CASE(.raw = "java\0" ID "42\0x", .raw_size = 5 + sizeof(ID "42") + 1), DRIVER_MATCH_NONE,
+         "its argument list was rewritten"},
+        {"empty list", CASE(.raw = "", .raw_size = 0), DRIVER_MATCH_NONE, NULL},
+        {"python child",
+         CASE(RAW("python3\0/opt/job.py\0"
+                  "42")),
+         DRIVER_MATCH_NONE, NULL},
 };
 
 /* expand() - %W, %R in a path. */
@@ -203,7 +216,8 @@ static const char *expand(const struct tree *tree, const char *text, char *targe
 
         if (!mark)
                 return text;
-        snprintf(target, size, "%.*s%s%s", (int)(mark - text), text, mark[1] == 'W' ? tree->work : tree->root, mark + 2);
+        snprintf(target, size, "%.*s%s%s", (int)(mark - text), text, mark[1] == 'W' ? tree->work : tree->root,
+                 mark + 2);
         return target;
 }
 
@@ -256,7 +270,7 @@ static void test_identity_table(void **state) {
 
 /* Every job is found under its own id only. */
 static void test_similar_ids(void **state) {
-        static const char *const jobs[] = { "4", "42", "420", "-42", "42-", "042", "4.2", "spark.yandex.job.id=42" };
+        static const char *const jobs[] = {"4", "42", "420", "-42", "42-", "042", "4.2", "spark.yandex.job.id=42"};
         struct tree *tree = *state;
 
         for (size_t i = 0; i < ARRAY_SIZE(jobs); i++) {
@@ -277,7 +291,8 @@ static void test_similar_ids(void **state) {
         assert_int_equal(match(tree, "zzz"), DRIVER_MATCH_NONE);
 }
 
-/* ---- other users -------------------------------------------------------------------------------------------------- */
+/* ---- other users --------------------------------------------------------------------------------------------------
+ */
 
 static void test_other_user(void **state) {
         struct tree *tree = *state;
@@ -325,7 +340,8 @@ static void test_expected_user(void **state) {
         assert_int_equal(match(tree, "42"), DRIVER_MATCH_ORPHAN);
 }
 
-/* ---- several processes --------------------------------------------------------------------------------------------- */
+/* ---- several processes ---------------------------------------------------------------------------------------------
+ */
 
 static void test_contested(void **state) {
         struct tree *tree = *state;
@@ -414,13 +430,15 @@ static void test_many(void **state) {
                 char job[16];
 
                 snprintf(job, sizeof(job), "job-%d", i);
-                assert_int_equal(driver_match(tree->driver, job, &found), i < 300 ? DRIVER_MATCH_ONE : DRIVER_MATCH_NONE);
+                assert_int_equal(driver_match(tree->driver, job, &found),
+                                 i < 300 ? DRIVER_MATCH_ONE : DRIVER_MATCH_NONE);
                 if (i < 300)
                         assert_int_equal(found.pid, 1000 + i);
         }
 }
 
-/* ---- bounds ----------------------------------------------------------------------------------------------------------- */
+/* ---- bounds
+ * ----------------------------------------------------------------------------------------------------------- */
 
 static void put_big(struct tree *tree, bool before) {
         _cleanup_free_ char *filler = malloc(3U * 1024 * 1024 + 1);
@@ -430,9 +448,9 @@ static void put_big(struct tree *tree, bool before) {
         memcpy(filler, "-D", 2);
         filler[3U * 1024 * 1024] = 0;
         if (before)
-                tree_put(tree, TREE_DRIVER(.after = { filler }));
+                tree_put(tree, TREE_DRIVER(.after = {filler}));
         else
-                tree_put(tree, TREE_DRIVER(.arguments = { filler }));
+                tree_put(tree, TREE_DRIVER(.arguments = {filler}));
 }
 
 static void test_big_argv(void **state) {
@@ -473,7 +491,8 @@ static void test_lookalike_once(void **state) {
         assert_int_equal(lookalikes(tree, "4").count, 0);
 }
 
-/* ---- broken trees ------------------------------------------------------------------------------------------------------ */
+/* ---- broken trees
+ * ------------------------------------------------------------------------------------------------------ */
 
 static void spoil(struct tree *tree, const char *file, const char *text) {
         _cleanup_free_ char *directory = tree_process_directory(tree, DRIVER_PID), *path = tree_path(directory, file);
@@ -488,9 +507,14 @@ static void test_broken_processes(void **state) {
         static const struct {
                 const char *file, *text;
         } cases[] = {
-                { "stat", NULL }, { "stat", "" }, { "stat", "200 (java" }, { "stat", "201 (java) S 100 1 1 0 -1 0 0 0 0 0 0 0 0 "
-                                                                           "0 20 0 1 0 9000 1" },
-                { "status", NULL }, { "status", "Uid:\tx\n" }, { "cmdline", NULL },
+                {"stat", NULL},
+                {"stat", ""},
+                {"stat", "200 (java"},
+                {"stat", "201 (java) S 100 1 1 0 -1 0 0 0 0 0 0 0 0 "
+                         "0 20 0 1 0 9000 1"},
+                {"status", NULL},
+                {"status", "Uid:\tx\n"},
+                {"cmdline", NULL},
         };
         struct tree *tree = *state;
 
@@ -505,7 +529,7 @@ static void test_broken_processes(void **state) {
 }
 
 static void test_odd_entries(void **state) {
-        static const char *const names[] = { "self", "0", "00200x", "99999999999", "-5", "2e2", "sys" };
+        static const char *const names[] = {"self", "0", "00200x", "99999999999", "-5", "2e2", "sys"};
         struct tree *tree = *state;
         _cleanup_free_ char *file = tree_path(tree->proc, "77"), *link = tree_path(tree->proc, "78");
 
@@ -523,7 +547,8 @@ static void test_odd_entries(void **state) {
 
 static void test_no_fifo_hangs(void **state) {
         struct tree *tree = *state;
-        _cleanup_free_ char *directory = tree_process_directory(tree, DRIVER_PID), *path = tree_path(directory, "cmdline");
+        _cleanup_free_ char *directory = tree_process_directory(tree, DRIVER_PID),
+                            *path = tree_path(directory, "cmdline");
 
         tree_put(tree, TREE_DRIVER());
         unlink(path);
@@ -535,7 +560,8 @@ static void test_no_fifo_hangs(void **state) {
 /* A pass that could not look must fail, and leave the last table. */
 static void test_blind_scan_fails(void **state) {
         struct tree *tree = *state;
-        _cleanup_free_ char *directory = tree_process_directory(tree, DRIVER_PID), *path = tree_path(directory, "cmdline");
+        _cleanup_free_ char *directory = tree_process_directory(tree, DRIVER_PID),
+                            *path = tree_path(directory, "cmdline");
 
         tree_put(tree, TREE_DRIVER());
         scan(tree);
@@ -549,7 +575,8 @@ static void test_blind_scan_fails(void **state) {
         assert_int_equal(match(tree, "42"), DRIVER_MATCH_ONE);
 }
 
-/* ---- pid reuse ---------------------------------------------------------------------------------------------------------- */
+/* ---- pid reuse
+ * ---------------------------------------------------------------------------------------------------------- */
 
 struct swapper {
         struct tree *tree;
@@ -570,12 +597,13 @@ static void *swap_start(void *userdata) {
 
 static void test_pid_reuse(void **state) {
         struct tree *tree = *state;
-        _cleanup_free_ char *directory = tree_process_directory(tree, DRIVER_PID), *cmdline = tree_path(directory, "cmdline");
+        _cleanup_free_ char *directory = tree_process_directory(tree, DRIVER_PID),
+                            *cmdline = tree_path(directory, "cmdline");
         _cleanup_free_ char *stat = tree_path(directory, "stat"), *next = tree_path(directory, "next");
         bool dropped = false;
 
         for (unsigned attempt = 0; attempt < 200 && !dropped; attempt++) {
-                struct swapper swapper = { .tree = tree, .inotify_fd = inotify_init1(IN_CLOEXEC) };
+                struct swapper swapper = {.tree = tree, .inotify_fd = inotify_init1(IN_CLOEXEC)};
                 struct driver_found found;
                 pthread_t thread;
 
@@ -610,7 +638,8 @@ static void test_process_alive(void **state) {
         assert_true(driver_process_alive(tree->driver, DRIVER_PID, DRIVER_START));
 }
 
-/* ---- the work directory ----------------------------------------------------------------------------------------------- */
+/* ---- the work directory
+ * ----------------------------------------------------------------------------------------------- */
 
 static void test_no_work_directory(void **state) {
         struct tree *tree = *state;
@@ -635,7 +664,7 @@ static void test_no_work_directory_known_user(void **state) {
         struct tree *tree = *state;
         struct driver *driver = tree_make_driver(tree, tree->proc_fd, geteuid());
         struct driver_found found;
-        struct seen seen = { 0 };
+        struct seen seen = {0};
 
         tree_put(tree, TREE_DRIVER());
         tree_remove(tree->work);
@@ -681,11 +710,91 @@ static void test_directory_exists(void **state) {
         assert_false(driver_directory_exists(tree->driver, DRIVER_2));
 }
 
+/* ---- what ended drivers left ----------------------------------------------------------------------------------------
+ */
+
+static void put_header(struct tree *tree, const char *driver_id, time_t written, const char *text) {
+        _cleanup_free_ char *directory = tree_path(tree->work, driver_id), *path = tree_path(directory, "stderr");
+        const struct timespec times[2] = {{.tv_sec = written}, {.tv_sec = written}};
+
+        mkdir(directory, 0755);
+        tree_write_text(path, text);
+        assert_int_equal(utimensat(AT_FDCWD, path, times, 0), 0);
+}
+
+#define LAUNCH "Launch Command: \"/usr/bin/java\" \"-cp\" \"/opt/spark/jars/*\" \"-Xmx1024M\" "
+
+static void test_recent(void **state) {
+        struct tree *tree = *state;
+        char driver_id[DRIVER_ID_MAX + 1] = "";
+        _cleanup_free_ char *fifo_directory = tree_path(tree->work, "fifo"),
+                            *fifo = tree_path(fifo_directory, "stderr");
+        _cleanup_free_ char *link_directory = tree_path(tree->work, "link"),
+                            *link = tree_path(link_directory, "stderr");
+        _cleanup_free_ char *target = tree_path(tree->work, "driver-1/stderr");
+
+        assert_int_equal(driver_recent(tree->driver, "42", driver_id), 1);
+        put_header(tree, "driver-1", 1000, LAUNCH "\"" ID "42\" \"" WRAPPER "\"\n====\n\nhello\n");
+        put_header(tree, "driver-2", 2000, LAUNCH "\"" ID "420\" \"" WRAPPER "\"\n");
+        put_header(tree, "driver-3", 3000, LAUNCH "\"" ID "7\" \"" ID "42\" \"" WRAPPER "\"\n");
+        put_header(tree, "driver-4", 4000, "\"" ID "42\"\n");
+        put_header(tree, "driver-5", 5000, LAUNCH "\"" ID "42");
+        put_header(tree, "driver-6", 6000, "");
+        put_header(tree, "driver 7", 7000, LAUNCH "\"" ID "42\"");
+        assert_int_equal(mkdir(fifo_directory, 0755), 0);
+        assert_int_equal(mkfifo(fifo, 0600), 0);
+        assert_int_equal(mkdir(link_directory, 0755), 0);
+        assert_int_equal(symlink(target, link), 0);
+        assert_int_equal(driver_recent(tree->driver, "42", driver_id), 0);
+        assert_string_equal(driver_id, "driver-1");
+        assert_int_equal(driver_recent(tree->driver, "420", driver_id), 0);
+        assert_string_equal(driver_id, "driver-2");
+        assert_int_equal(driver_recent(tree->driver, "4", driver_id), 1);
+        assert_int_equal(driver_recent(tree->driver, "", driver_id), -EINVAL);
+
+        put_header(tree, "driver-8", 8000, LAUNCH "\"" ID "42\" "); /* the newest of several */
+        assert_int_equal(driver_recent(tree->driver, "42", driver_id), 0);
+        assert_string_equal(driver_id, "driver-8");
+        if (geteuid() == 0) {
+                _cleanup_free_ char *foreign = tree_path(tree->work, "driver-8/stderr");
+
+                assert_int_equal(chown(foreign, 4242, (gid_t)-1), 0);
+                assert_int_equal(driver_recent(tree->driver, "42", driver_id), 0);
+                assert_string_equal(driver_id, "driver-1");
+        }
+        tree_remove(tree->work);
+        assert_int_equal(driver_recent(tree->driver, "42", driver_id), 1);
+}
+
+static void test_recent_bounded(void **state) {
+        struct tree *tree = *state;
+        char driver_id[DRIVER_ID_MAX + 1] = "";
+        _cleanup_free_ char *text = malloc(70 * 1024);
+
+        put_header(tree, "driver-a", 1000, LAUNCH "\"" ID "42\" ");
+        for (int i = 0; i < 300; i++) {
+                char name[32];
+
+                snprintf(name, sizeof(name), "driver-%d", i);
+                put_header(tree, name, 2000 + i, LAUNCH "\"" ID "7\" ");
+        }
+        assert_int_equal(driver_recent(tree->driver, "7", driver_id), 0);
+        assert_string_equal(driver_id, "driver-299");
+        assert_int_equal(driver_recent(tree->driver, "42", driver_id), 1); /* 256 newer ones stand before it */
+
+        assert_non_null(text);
+        memset(text, 'x', 70 * 1024);
+        memcpy(text, LAUNCH, strlen(LAUNCH));
+        snprintf(text + 66 * 1024, 1024, "\"" ID "42\" ");
+        put_header(tree, "driver-big", 9000, text);
+        assert_int_equal(driver_recent(tree->driver, "42", driver_id), 1); /* beyond the first 64 KiB */
+}
+
 static void test_bad_options(void **state) {
         struct tree *tree = *state;
         const struct driver_options options[] = {
-                { .proc_fd = tree->proc_fd, .work_directory = "relative", .job_id_property = PROPERTY },
-                { .proc_fd = tree->proc_fd, .work_directory = tree->work, .job_id_property = "" },
+                {.proc_fd = tree->proc_fd, .work_directory = "relative", .job_id_property = PROPERTY},
+                {.proc_fd = tree->proc_fd, .work_directory = tree->work, .job_id_property = ""},
         };
         struct driver *driver = NULL;
 
@@ -722,6 +831,8 @@ int main(void) {
                 TREE_TEST(test_no_work_directory_known_user),
                 TREE_TEST(test_linked_work_directory),
                 TREE_TEST(test_directory_exists),
+                TREE_TEST(test_recent),
+                TREE_TEST(test_recent_bounded),
                 TREE_TEST(test_bad_options),
         };
 

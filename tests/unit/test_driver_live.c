@@ -67,7 +67,8 @@ static void make_file(const char *directory, const char *name) {
         tree_write_text(path, "");
 }
 
-/* ---- the watch ----------------------------------------------------------------------------------------------------- */
+/* ---- the watch -----------------------------------------------------------------------------------------------------
+ */
 
 static void test_wakes(void **state) {
         struct tree *tree = *state;
@@ -118,6 +119,7 @@ static void test_wakes_are_folded(void **state) {
 static void test_oldest_watch_goes_first(void **state) {
         struct tree *tree = *state;
         _cleanup_free_ char *last = tree_path(tree->work, "driver-99"), *first = tree_path(tree->work, "driver-0");
+        _cleanup_free_ char *middle = tree_path(tree->work, "driver-50");
 
         for (int i = 0; i < 100; i++) {
                 char name[32];
@@ -129,6 +131,8 @@ static void test_oldest_watch_goes_first(void **state) {
         settle(tree);
         make_file(first, "stderr");
         expect_quiet(tree);
+        make_file(middle, "stderr");
+        expect_wake(tree);
         make_file(last, "stderr");
         expect_wake(tree);
 }
@@ -150,8 +154,8 @@ static void test_late_work_directory(void **state) {
         struct tree *tree = *state;
         _cleanup_free_ char *deep = tree_path(tree->root, "a/b/work"), *a = tree_path(tree->root, "a"),
                             *b = tree_path(tree->root, "a/b");
-        struct driver_options options = { .proc_fd = tree->proc_fd, .work_directory = deep, .job_id_property = PROPERTY,
-                                          .driver_uid = -1 };
+        struct driver_options options = {
+                .proc_fd = tree->proc_fd, .work_directory = deep, .job_id_property = PROPERTY, .driver_uid = -1};
         struct driver *driver = NULL;
 
         assert_int_equal(driver_new(tree->event, &options, tree_on_wake, tree, &driver), 0);
@@ -250,8 +254,8 @@ static void test_overflow(void **state) {
 
 static void test_no_wake_callback(void **state) {
         struct tree *tree = *state;
-        struct driver_options options = { .proc_fd = tree->proc_fd, .work_directory = tree->work,
-                                          .job_id_property = PROPERTY, .driver_uid = -1 };
+        struct driver_options options = {
+                .proc_fd = tree->proc_fd, .work_directory = tree->work, .job_id_property = PROPERTY, .driver_uid = -1};
         struct driver *driver = NULL;
 
         tree->driver = driver_free(tree->driver);
@@ -270,7 +274,8 @@ static void test_free_with_wake_pending(void **state) {
         assert_int_equal(tree->wakes, 0);
 }
 
-/* ---- holds: a real child, named by a built tree ------------------------------------------------------------------------- */
+/* ---- holds: a real child, named by a built tree
+ * ------------------------------------------------------------------------- */
 
 /* spawn_sleeper() - a child that ends with us or when it is signalled. */
 static pid_t spawn_sleeper(void) {
@@ -295,7 +300,7 @@ static void end_child(pid_t pid) {
 }
 
 static struct driver_found find_child(struct tree *tree, pid_t pid) {
-        struct driver_found found = { 0 };
+        struct driver_found found = {0};
 
         tree_put(tree, TREE_DRIVER(.pid = pid));
         assert_int_equal(driver_scan(tree->driver), 0);
@@ -306,7 +311,7 @@ static struct driver_found find_child(struct tree *tree, pid_t pid) {
 }
 
 static void test_hold_and_signal(void **state) {
-        static const int signals[] = { SIGTERM, SIGKILL };
+        static const int signals[] = {SIGTERM, SIGKILL};
         struct tree *tree = *state;
 
         for (size_t i = 0; i < ARRAY_SIZE(signals); i++) {
@@ -364,7 +369,7 @@ static void test_hold_freed_in_callback(void **state) {
         struct tree *tree = *state;
         pid_t pid = spawn_sleeper();
         struct driver_found found = find_child(tree, pid);
-        struct self_free self = { .tree = tree };
+        struct self_free self = {.tree = tree};
 
         assert_int_equal(driver_hold(tree->driver, &found, on_exit_free, &self, &self.hold), 0);
         end_child(pid);
@@ -410,7 +415,8 @@ static void test_hold_of_the_gone(void **state) {
         assert_int_equal(tree->exits, 0);
 }
 
-/* ---- real Worker, real driver ----------------------------------------------------------------------------------------------- */
+/* ---- real Worker, real driver
+ * ----------------------------------------------------------------------------------------------- */
 
 /* wait_for_end() - the other end of our standard input is the test's; it closes it and all of us end. */
 static void *wait_for_end(void *unused) {
@@ -437,9 +443,18 @@ static void play_driver(bool first_thread_ends) {
 static void play_worker(char **argv, const char *role) {
         const char *work = argv[6], *directory = argv[7];
         char jar[512];
-        char *list[] = { argv[0],  (char *)"-cp", (char *)"/opt/spark/jars/*", (char *)"-Xmx1024M",
-                         (char *)"-Dspark.app.name=real", (char *)ID "42", (char *)ID "666",
-                         (char *)WRAPPER, (char *)"spark://Worker@127.0.0.1:7078", jar, (char *)"com.example.Main", NULL };
+        char *list[] = {argv[0],
+                        (char *)"-cp",
+                        (char *)"/opt/spark/jars/*",
+                        (char *)"-Xmx1024M",
+                        (char *)"-Dspark.app.name=real",
+                        (char *)ID "42",
+                        (char *)ID "666",
+                        (char *)WRAPPER,
+                        (char *)"spark://Worker@127.0.0.1:7078",
+                        jar,
+                        (char *)"com.example.Main",
+                        NULL};
 
         snprintf(jar, sizeof(jar), "%s/app.jar", directory);
         if (fork() == 0) {
@@ -474,8 +489,15 @@ struct cast {
 
 static void start_worker(struct tree *tree, const char *role, struct cast *cast) {
         _cleanup_free_ char *directory = tree_path(tree->work, DRIVER_1);
-        char *list[] = { (char *)"/usr/bin/java", (char *)"-cp", (char *)"x", (char *)"-Xmx1g", (char *)WORKER,
-                         (char *)"--work-dir", tree->work, directory, NULL };
+        char *list[] = {(char *)"/usr/bin/java",
+                        (char *)"-cp",
+                        (char *)"x",
+                        (char *)"-Xmx1g",
+                        (char *)WORKER,
+                        (char *)"--work-dir",
+                        tree->work,
+                        directory,
+                        NULL};
         int ends[2];
 
         mkdir(directory, 0755);
@@ -588,7 +610,8 @@ static void test_real_headless_driver(void **state) {
         end_cast(&cast);
 }
 
-/* ---- leaks -------------------------------------------------------------------------------------------------------------- */
+/* ---- leaks
+ * -------------------------------------------------------------------------------------------------------------- */
 
 static unsigned open_descriptors(void) {
         DIR *directory = opendir("/proc/self/fd");

@@ -27,7 +27,7 @@ static void test_fresh(void **state) {
 }
 
 static mode_t mode_of(const struct fixture *f, const char *name) {
-        char path[400];
+        char path[480];
         struct stat status;
 
         assert_int_equal(stat(path_of(f, name, path, sizeof(path)), &status), 0);
@@ -560,7 +560,7 @@ static void test_foreign(void **state) {
                 "PRAGMA journal_mode = WAL; CREATE TABLE t (a); INSERT INTO t VALUES (1)",
         };
         struct fixture *f = *state;
-        char path[400];
+        char path[480];
 
         for (size_t i = 0; i < ARRAY_SIZE(sqls); i++) {
                 run_sql(f, "agent.db", sqls[i]);
@@ -672,7 +672,7 @@ static void test_missing_table(void **state) {
         static const char *const sqls[] = { "DROP TABLE operations", "DROP TABLE meta", "DELETE FROM meta",
                                             "ALTER TABLE operations RENAME COLUMN word TO speech" };
         struct fixture *f = *state;
-        char path[400];
+        char path[480];
 
         for (size_t i = 0; i < ARRAY_SIZE(sqls); i++) {
                 open_store(f);
