@@ -4,10 +4,29 @@
  * bus: the local interface: sd-bus without a broker on <runtime_directory>/bus
  *
  * Object /org/sparkcancel/Agent1, interface org.sparkcancel.Agent1. Reading is for everyone (socket mode 0666);
- * changing calls need root, the agent's own user or group spark-cancel, by peer credentials. At most 16
- * connections. bus knows nothing of the agent: it calls the table of functions that it was given.
+ * changing calls need root, the agent's own user or group spark-cancel, by peer credentials. bus knows nothing of
+ * the agent: it calls the table of functions that it was given.
+ *
+ * At most BUS_CONNECTIONS_MAX connections; a privileged peer takes the place of the longest idle unprivileged one.
+ * A peer that does not read its replies, or that is idle for a minute, is closed. All unprivileged peers together
+ * get at most about a fifth of the loop's time.
+ *
+ * Methods: Status() → a{sv}; List(b all) → aa{sv}, t (rows: at most BUS_ROWS_MAX, and how many there are);
+ * Show(s operation) → a{sv}; Metrics() → s; Reload(); Retry(s operation). Keys are the names of the structs below;
+ * times are microseconds of the wall clock; List leaves out what is empty or 0. Properties: the fields of Status, in CamelCase.
+ * Errors: org.sparkcancel.Error.NoSuchOperation, .NotQuarantined, .ReloadFailed,
+ * org.freedesktop.DBus.Error.AccessDenied.
  */
 #include "base.h"
+
+#define BUS_NAME "org.sparkcancel.Agent1"
+#define BUS_PATH "/org/sparkcancel/Agent1"
+#define BUS_GROUP "spark-cancel"
+#define BUS_CONNECTIONS_MAX 16
+#define BUS_ROWS_MAX 2000
+#define BUS_ERROR_NO_SUCH_OPERATION "org.sparkcancel.Error.NoSuchOperation"
+#define BUS_ERROR_NOT_QUARANTINED "org.sparkcancel.Error.NotQuarantined"
+#define BUS_ERROR_RELOAD_FAILED "org.sparkcancel.Error.ReloadFailed"
 
 struct event;
 struct bus;
@@ -36,7 +55,8 @@ struct bus_handlers {
         int (*metrics)(struct buffer *out, void *userdata);
 };
 
-/* bus_new() - make the socket `path` (a stale one is replaced) and serve it. -errno. */
+/* bus_new() - make the socket `path` (a stale one is replaced; what is no socket is -EEXIST) and serve it. Handlers are
+ * copied. -errno. bus_free() - closes the connections and removes the socket. */
 int bus_new(struct event *event, const char *path, const struct bus_handlers *handlers, void *userdata,
             struct bus **ret);
 struct bus *bus_free(struct bus *bus);

@@ -75,6 +75,8 @@ struct cancel_record {
         uint64_t received_usec, received_real_usec;      /* both clocks: event clock (boot time), wall clock */
         uint64_t deadline_usec, deadline_real_usec;
         uint64_t killed_usec;                   /* last kill request, event clock; 0: none */
+        uint64_t answered_usec;                 /* first kill request that was answered, or first round that failed at
+                                                 * every master, the earlier: escalate_after counts from here; 0: none */
         uint64_t accepted_usec, accepted_real_usec;      /* first accepted kill; 0: none */
         uint64_t ended_usec, ended_real_usec;   /* process proved gone; 0: not */
 };
@@ -83,6 +85,7 @@ struct cancel_record {
  * loaded record with CANCEL_EVENT_RESTARTED. */
 struct cancel {
         struct cancel_record record;
+        bool invalid;            /* the command broke a limit: set by cancel_begin() only */
         bool driver_held;        /* the process is proved alive and watched through its pidfd */
         bool placed_here;        /* Spark's status named a worker of this node for record.driver_id */
         bool kill_planned;       /* the last counted kill request has not been sent */
@@ -157,6 +160,7 @@ struct cancel_event {
         enum cancel_answer answer;          /* STATUS, KILL_ANSWERED */
         enum cancel_word word;              /* STATUS */
         bool here;                          /* STATUS: the worker it names is this node's */
+        bool elsewhere;                     /* STATUS: it names a worker of another node */
         bool accepted;                      /* REPORT_ANSWERED: the duty is over; false: rejected */
 };
 

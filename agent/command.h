@@ -41,10 +41,11 @@ struct command_event {
         bool dry_run;
         bool has_deadline;
         uint64_t deadline_real_usec;              /* the server's wall clock; out of range is cut to [0, year 9999] */
-        struct span operation;                    /* the raw Operation, into the message; empty above 16 KiB */
+        struct span operation;                    /* the raw Operation, into the message; empty above 16 KiB, and
+                                                   * when it came twice */
 
         /* BOOKMARK */
-        uint64_t heartbeat_interval_usec;         /* cut to 1 to 60 s; 0: not given */
+        uint64_t heartbeat_interval_usec;         /* cut to 1 to 60 s; 0: not given, zero or negative */
         uint64_t server_real_usec;                /* `now`; 0: not given */
 };
 

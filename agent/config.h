@@ -12,7 +12,7 @@
 #include "cancel.h"
 #include "log.h"
 
-#define CONFIG_LIST_MAX 16
+#define CONFIG_LIST_MAX 64 /* the table's own maximum for `masters` is 16 */
 #define CONFIG_ERROR_MAX 512
 
 struct config_list {
@@ -30,6 +30,7 @@ struct config { /* owned strings; NULL: not set */
         uint64_t connect_timeout_usec, report_timeout_usec, reconnect_min_usec, reconnect_max_usec;
         /* [spark] */
         struct config_list masters, worker_hosts;
+        bool worker_hosts_found;         /* worker_hosts is what this machine says of itself, not set by anyone */
         char *work_directory, *job_id_property, *driver_user;
         int64_t driver_uid;              /* resolved driver_user; -1: owner of work_directory */
         uint64_t worker_terminate_timeout_usec, worker_heartbeat_usec, request_timeout_usec;
@@ -42,14 +43,17 @@ struct config { /* owned strings; NULL: not set */
 };
 
 /* config_load() - read and check `path`; defaults from the environment ($STATE_DIRECTORY, $RUNTIME_DIRECTORY,
- * $CREDENTIALS_DIRECTORY) and the machine (host name, addresses). 0; -EINVAL or -errno with `error`
- * (CONFIG_ERROR_MAX bytes) = "agent.conf:12: retention: 'x' is not a time (allowed: 1h to 365d)". */
+ * $CREDENTIALS_DIRECTORY) and the machine (host name, addresses; no name look-up leaves the machine). 0; -EINVAL or
+ * -errno with `error` (CONFIG_ERROR_MAX bytes) = "agent.conf:12: retention: 'x' is not a time (allowed: 1h to 365d)".
+ * `credential:NAME` of a *_file key becomes $CREDENTIALS_DIRECTORY/NAME here. */
 int config_load(const char *path, struct config **ret, char *error);
 struct config *config_free(struct config *config);
 DEFINE_CLEANUP(struct config *, config_free)
 
-/* config_print() - every effective key, as a file that config_load() would accept. Secrets are only ever file names. */
+/* config_print() - every effective key, as a file that config_load() would accept; a key that has no value is a
+ * comment. Secrets are only ever file names. -ENOMEM, -ENOBUFS. */
 int config_print(const struct config *config, struct buffer *out);
 
-/* config_reload_conflict() - the first key that differs and can't be changed without a restart, or NULL. */
+/* config_reload_conflict() - the first key that differs and can't be changed without a restart, or NULL. What can be
+ * changed: log_level, metrics_file, the Worker's two times and all of [cancel]. */
 const char *config_reload_conflict(const struct config *running, const struct config *fresh);

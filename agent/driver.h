@@ -17,27 +17,27 @@ struct driver;
 struct driver_hold;
 
 struct driver_options {
-        int proc_fd;                  /* a directory like /proc; not owned */
-        const char *work_directory;   /* path; may not exist yet: watched for */
-        const char *job_id_property;  /* spark.yandex.job.id */
-        int64_t driver_uid;           /* the expected owner; -1: owner of the work directory */
+        int proc_fd;                 /* a directory like /proc; not owned */
+        const char *work_directory;  /* path; may not exist yet: watched for */
+        const char *job_id_property; /* spark.yandex.job.id */
+        int64_t driver_uid;          /* the expected owner; -1: owner of the work directory */
 };
 
 struct driver_found {
-        int32_t pid, worker_pid;               /* worker_pid 0: orphan, its Worker is gone */
+        int32_t pid, worker_pid; /* worker_pid 0: orphan, its Worker is gone */
         uint64_t start_ticks, worker_start_ticks;
         char job_id[JOB_ID_MAX + 1];
         char driver_id[DRIVER_ID_MAX + 1];
-        char app_name[64];                     /* -Dspark.app.name, escaped and cut; "" */
+        char app_name[64]; /* -Dspark.app.name, escaped and cut; "" */
         uint64_t started_real_usec;
         bool supervised;
 };
 
 enum driver_match {
         DRIVER_MATCH_NONE = 0,
-        DRIVER_MATCH_ONE = 1,        /* `ret` is filled */
-        DRIVER_MATCH_CONTESTED = 2,  /* a process of the job, but its driver id is claimed under another job id too: kill neither */
-        DRIVER_MATCH_ORPHAN = 3,     /* `ret` is filled; parent is no Worker: counts only if it was seen before under one */
+        DRIVER_MATCH_ONE = 1,       /* `ret` is filled */
+        DRIVER_MATCH_CONTESTED = 2, /* its driver id is claimed by a process of another job too: kill neither */
+        DRIVER_MATCH_ORPHAN = 3, /* `ret` is filled; parent is no Worker: counts only if it was seen before under one */
 };
 
 /* A process that looked like the job's driver and was refused. For logs and `spark-cancelctl find`. */
@@ -47,40 +47,51 @@ struct driver_lookalike {
 };
 
 /* `wake` is called (with the driver's userdata) when the work directory shows that a driver is starting. */
-int driver_new(struct event *event, const struct driver_options *options, int (*wake)(void *userdata),
-               void *userdata, struct driver **ret);
+int driver_new(struct event *event, const struct driver_options *options, int (*wake)(void *userdata), void *userdata,
+               struct driver **ret);
 struct driver *driver_free(struct driver *driver);
 DEFINE_CLEANUP(struct driver *, driver_free)
 
-/* driver_scan() - one pass over the processes; replaces the table that driver_match() reads. -errno when the
- * process directory can't be read at all (processes that vanish meanwhile are normal). */
+/* driver_scan() - one pass over the processes; replaces the table that driver_match() reads. Processes that vanish
+ * meanwhile are normal; -errno when we could not look (no descriptor or memory left, no permission), and then the
+ * table stays as it was: a scan that failed must not be taken for "no driver". -EACCES: other users' processes are
+ * not shown (hidepid=, ProtectProc=). */
 int driver_scan(struct driver *driver);
 uint32_t driver_scan_size(const struct driver *driver); /* processes seen in the last pass */
 
 /* driver_match() - what the last scan says of `job_id`. Several processes of one job: the newest start wins and
- * the others are found again by the scan after its end. */
+ * the others are found again by the scan after its end. One under its Worker goes before an orphan, one that is not
+ * contested before one that is. O(log n). */
 enum driver_match driver_match(const struct driver *driver, const char *job_id, struct driver_found *ret);
 
-/* driver_process_alive() - does (pid, start time) still exist, and is it no zombie? Reads the process directory now. */
+/* driver_process_alive() - does (pid, start time) still exist, and is it no zombie? Reads the process directory now.
+ * True as well when that can't be read: false is a proof of its end. */
 bool driver_process_alive(const struct driver *driver, int32_t pid, uint64_t start_ticks);
 
 /* driver_directory_exists() - is there a directory of that (valid) driver id in the work directory, no symlink? */
 bool driver_directory_exists(const struct driver *driver, const char *driver_id);
 
-/* driver_lookalikes() - visit the refused processes of the last scan that bear `job_id` anywhere in their argv. */
+/* driver_lookalikes() - visit the refused processes of the last scan that bear `job_id` anywhere in their argv, each
+ * once. At most 256 of a scan are kept. Other users' processes are not among them: their argv is never read. */
 void driver_lookalikes(const struct driver *driver, const char *job_id,
                        void (*visit)(const struct driver_lookalike *lookalike, void *userdata), void *userdata);
 
 /* driver_hold() - open a pidfd and prove, after it is open, that it is still the found process (start time).
  * `exited` is called once, on the loop, when the process has ended. 0; 1: it is gone already (no hold is made);
  * -errno. driver_hold_free() - no callback any more; closes the pidfd. */
-int driver_hold(struct driver *driver, const struct driver_found *found, int (*exited)(void *userdata),
-                void *userdata, struct driver_hold **ret);
+int driver_hold(struct driver *driver, const struct driver_found *found, int (*exited)(void *userdata), void *userdata,
+                struct driver_hold **ret);
 struct driver_hold *driver_hold_free(struct driver_hold *hold);
 DEFINE_CLEANUP(struct driver_hold *, driver_hold_free)
 
 /* driver_signal() - SIGTERM or SIGKILL through the held pidfd. -ESRCH: it is gone; -EPERM; -errno. */
 int driver_signal(struct driver_hold *hold, int signal_number);
 
-/* driver_work_directory_status() - NULL when readable, else why not, for STATUS and `spark-cancelctl status`. */
+/* driver_work_directory_status() - NULL when readable and watched, else why not ("does not exist"), for STATUS and
+ * `spark-cancelctl status`. As of the last scan; valid until the next one. */
 const char *driver_work_directory_status(const struct driver *driver);
+
+/* driver_recent() - the driver that ran `job_id` here not long ago, by what its Worker wrote into the driver's
+ * directory: for people and logs. A hint only, since the job's owner can write there: no kill and no report may rest on
+ * it. Reads up to 256 files of the work directory, so ask once, not in each turn. 0; 1: none known; -errno. */
+int driver_recent(const struct driver *driver, const char *job_id, char ret_driver_id[DRIVER_ID_MAX + 1]);

@@ -43,6 +43,7 @@ struct spark_result { /* valid during the callback */
         char worker_host_port[280];            /* escaped */
         const char *master;                    /* URL of the master whose answer decided; of the last asked otherwise */
         const char *detail;                    /* for people: Spark's message or the error of each master, escaped, at most 512 */
+        uint32_t asked;                        /* masters to which the request was handed: 0 without a readable token */
 };
 
 typedef int (*spark_handler)(const struct spark_result *result, void *userdata);
@@ -53,16 +54,21 @@ struct spark_options { /* all copied */
         const char *const *worker_hosts; /* names and addresses under which Spark knows this node's worker, compared without case */
         size_t worker_host_count;
         uint64_t request_timeout_usec;   /* per master */
-        struct token *token;             /* NULL: no Authorization header; not owned */
+        struct token *token;             /* NULL: no Authorization header; not owned. See spark_kill(). */
         const char *ca_file, *certificate_file, *private_key_file;
 };
 
+/* spark_new() - -EINVAL: no master or more than SPARK_MASTERS_MAX, or a URL too long. */
 int spark_new(struct event *event, struct http *http, const struct spark_options *options, struct spark **ret);
 struct spark *spark_free(struct spark *spark); /* all requests must have been freed */
 DEFINE_CLEANUP(struct spark *, spark_free)
 
 /* spark_kill() / spark_status() - one round for a valid driver id (base_driver_id_is_valid(), else -EINVAL).
- * The handler is called once, on the loop, never from within this call. Slots: freeing cancels. */
+ * The handler is called once, on the loop, never from within this call. Slots: freeing cancels, at any time. A kill
+ * that was cancelled, or whose round ended as SPARK_UNREACHABLE, may have been carried out all the same.
+ * While a configured token cannot be had nobody is asked. A file that is missing, unreadable or unusable makes the
+ * round SPARK_REFUSED_AUTH: a person is needed; the next round reads it again. What passes by itself, such as a
+ * metadata service that has not answered yet, makes it SPARK_UNREACHABLE. */
 int spark_kill(struct spark *spark, const char *driver_id, spark_handler handler, void *userdata,
                struct spark_request **ret);
 int spark_status(struct spark *spark, const char *driver_id, spark_handler handler, void *userdata,

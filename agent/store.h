@@ -43,7 +43,9 @@ enum store_open_result {
 struct store_info {
         bool created;             /* fresh */
         bool set_aside;           /* a corrupt one was renamed to `aside` */
-        char aside[300];
+        char aside[100];          /* its new name within the directory; its log has the same with "-wal" behind it */
+        char aside_reason[300];   /* what was wrong with it, for people */
+        bool reserved;            /* space is set aside, so that commits go on when the disk is full */
         int64_t revision;         /* the stored position */
         int64_t sequence_base;    /* creation time of this store, microseconds of the wall clock */
         uint32_t schema_version;
@@ -51,18 +53,32 @@ struct store_info {
 
 /* store_open() - open or make `directory`/agent.db. Blocking (start-up). Positive: enum store_open_result, nothing is
  * opened; negative -errno, with `error` (at least 300 bytes, for people) filled in both cases. `real_usec` is the
- * wall clock, for a fresh store. */
+ * wall clock, for a fresh store.
+ * The directory must exist (-ENOENT): systemd makes it. A database that SQLite can't read, or that fails its
+ * quick_check, or whose log has a damaged header, is renamed to agent.db.corrupt-DATE-N and a fresh one is made;
+ * that is safe by the contract (the control plane replays all open operations from revision 0, and the sequences
+ * of the fresh store are above those of the lost one), but must be told: info.set_aside. */
 int store_open(struct event *event, const char *directory, uint64_t real_usec, struct store_info *ret_info,
                char *error, size_t error_size, struct store **ret);
-/* store_close() - waits for the running commit, then closes. */
+/* store_close() - waits for the running commit, then closes; its `done` is not called any more. The database is left
+ * in one file, the log beside it empty. */
 struct store *store_close(struct store *store);
 DEFINE_CLEANUP(struct store *, store_close)
 
-/* store_load() - visit every stored operation, oldest first. Blocking; before the first commit only. */
+/* store_load() - visit every stored operation in the order in which they were first put. Blocking; before the first
+ * commit only (-EBUSY after it). A negative value of `visit` ends it and is returned (`error` is "" then).
+ * Every value is checked for type, range and word. -EBADMSG: one is wrong, `error` (at least 300 bytes) names
+ * operation and column. A readable file is not set aside for that: nothing of it may be lost in silence, so the
+ * agent does not start, and a person repairs the row with sqlite3 or moves agent.db away. -EUCLEAN: unreadable. */
 int store_load(struct store *store, int (*visit)(const struct store_operation *operation, void *userdata),
-               void *userdata);
+               void *userdata, char *error, size_t error_size);
 
-/* A turn: changes are gathered, then handed over by store_commit(). */
+/* A turn: changes are gathered, then handed over by store_commit(). They are done in the order in which they were
+ * given: of several puts of one operation the last wins.
+ * store_turn_put() refuses what could not be read back and leaves the turn as before: -EINVAL (no operation id, an
+ * enum without a name, a driver id that is none), -ERANGE (a time above INT64_MAX that is not USEC_NEVER),
+ * -EMSGSIZE (a text above 16 KiB, bytes above 256 KiB); -ENOMEM. Text pointers may be NULL: stored as "".
+ * store_turn_delete(): an id that is not stored is no error; -EINVAL: no operation id; -ENOMEM. */
 int store_turn_new(struct store *store, struct store_turn **ret);
 struct store_turn *store_turn_free(struct store_turn *turn);
 DEFINE_CLEANUP(struct store_turn *, store_turn_free)
@@ -72,7 +88,15 @@ void store_turn_set_revision(struct store_turn *turn, int64_t revision);
 bool store_turn_is_empty(const struct store_turn *turn);
 
 /* store_commit() - run the turn as one transaction on the writer thread; takes the turn over on success. `done`
- * comes on the loop: 0, or negative when nothing of it is stored (-ENOSPC, -EIO, …); `error` for people, and how
- * long the commit took. One commit at a time: a second one before `done` is -EBUSY. */
+ * comes on the loop: 0, or negative when nothing of it is stored (-ENOSPC, -EIO, …); `error` for people ("" when
+ * there is none; valid during the call), and how long the commit took by the loop's clock.
+ * After a failure the store keeps the turn for store_retry(), and nothing else is committed before it: a later turn
+ * may build on it. (A flush that failed may still have reached the disk. After a restart such a turn can turn out
+ * to be stored, which is harmless: what it allows has not been done.)
+ * One commit at a time: -EBUSY before `done`, and while a failed turn is kept. -ENOMEM: the turn is the caller's. */
 int store_commit(struct store *store, struct store_turn *turn,
                  int (*done)(int result, const char *error, uint64_t took_usec, void *userdata), void *userdata);
+
+/* store_retry() - run the turn that failed again, with the same `done`; may be called within `done`, better is a
+ * timer. -EINVAL: no failed turn is kept; -ENOMEM: it is still kept. */
+int store_retry(struct store *store);

@@ -23,7 +23,9 @@ int event_new(bool watchdog, struct event **ret);
 struct event *event_free(struct event *event);
 DEFINE_CLEANUP(struct event *, event_free)
 
-/* event_run() - until event_exit() or a callback's failure; returns the exit value, negative on failure. */
+/* event_run() - until event_exit() or a callback's failure; returns the exit value, negative on failure. May be
+ * called again afterwards. event_exit(): the running callback is the last one; a failure is not overwritten by a
+ * later value. Before event_run() it makes that return at once. */
 int event_run(struct event *event);
 void event_exit(struct event *event, int value);
 
@@ -41,7 +43,8 @@ const char *event_boot_id(struct event *event);
 typedef int (*event_io_handler)(uint32_t epoll_events, void *userdata);
 typedef int (*event_handler)(void *userdata);
 
-/* event_add_io() - call on EPOLLIN/EPOLLOUT/… of `fd` (level-triggered, not owned). */
+/* event_add_io() - call on EPOLLIN/EPOLLOUT/… of `fd` (level-triggered, not owned; free the source before closing
+ * it). No events at all (0) pauses the source, EPOLLHUP and EPOLLERR included. */
 int event_add_io(struct event *event, const char *name, int fd, uint32_t epoll_events,
                  event_io_handler handler, void *userdata, struct event_source **ret);
 int event_io_set(struct event_source *source, uint32_t epoll_events);
@@ -71,7 +74,8 @@ DEFINE_CLEANUP(struct event_source *, event_source_free)
 
 /* event_worker_new() - a thread that runs jobs in the order in which they were given, with all signals blocked.
  * event_worker_free() - waits for the running job, drops the ones that have not begun (their `done` is not
- * called) and joins the thread. */
+ * called) and joins the thread. No `done` is called after it, also not of a job that has ended, so all userdata is
+ * the caller's again. Legal within a `done`. */
 int event_worker_new(struct event *event, const char *name, struct event_worker **ret);
 struct event_worker *event_worker_free(struct event_worker *worker);
 DEFINE_CLEANUP(struct event_worker *, event_worker_free)

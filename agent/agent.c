@@ -1,0 +1,731 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The turn: gather → step → commit → act.
+ *
+ * Events are stepped as they arrive; what their steps changed and allow gathers in the operations that are
+ * `touched`. A turn runs from a deferred source, after the I/O of one round of the loop: one scan for all who
+ * search, the slots of the Workers, one transaction for everything that changed, and, when it is stored, the deeds.
+ * While a commit runs no other turn begins, so what comes in meanwhile is the next group commit; the loop itself
+ * never waits.
+ *
+ * Stream bytes are given back to the control plane's window with the commit that stores their events. So whatever
+ * the server sends, what we hold in memory and have not stored is bounded by the window.
+ */
+#include "agent_internal.h"
+
+#include <search.h>
+
+#define COMMIT_SLOW_USEC (5 * USEC_PER_SEC)
+#define COMMIT_RETRY_MIN (200 * USEC_PER_MSEC)
+#define COMMIT_RETRY_MAX (10 * USEC_PER_SEC)
+#define SKEW_WARN_USEC (30 * USEC_PER_SEC)
+#define PRUNE_PER_TURN 256
+
+struct cancel_now agent_now(const struct agent *agent) {
+        return (struct cancel_now){ event_now_usec(agent->event), event_real_usec(agent->event) };
+}
+
+static int compare_ids(const void *a, const void *b) {
+        return strcmp(a, b); /* the id is the first member of struct operation */
+}
+
+struct operation *agent_find(const struct agent *agent, const char *operation_id) {
+        void *const *node = tfind(operation_id, &agent->tree, compare_ids);
+        return node ? *node : NULL;
+}
+
+int agent_insert(struct agent *agent, struct operation *o) {
+        if (!tsearch(o, &agent->tree, compare_ids))
+                return -ENOMEM;
+        TAILQ_INSERT_TAIL(&agent->all, o, all_link);
+        return 0;
+}
+
+static void agent_forget(struct agent *agent, struct operation *o) {
+        tdelete(o, &agent->tree, compare_ids);
+        TAILQ_REMOVE(&agent->all, o, all_link);
+        operation_free(o);
+}
+
+void agent_schedule_turn(struct agent *agent) {
+        (void)event_deferred_schedule(agent->turn);
+}
+
+/* One timer for all that is tried again: armed for the earliest. */
+void agent_try_again(struct agent *agent, uint64_t at_usec) {
+        if (at_usec >= agent->again_usec)
+                return;
+        agent->again_usec = at_usec;
+        (void)event_timer_set(agent->again, at_usec);
+}
+
+void agent_touch(struct operation *o) {
+        if (!o->touched) {
+                o->touched = true;
+                TAILQ_INSERT_TAIL(&o->agent->touched, o, touched_link);
+        }
+        agent_schedule_turn(o->agent);
+}
+
+void agent_counts_changed(struct agent *agent) {
+        if (agent->status_changed)
+                (void)event_timer_set_coarse(agent->status, event_now_usec(agent->event) + USEC_PER_SEC, USEC_PER_SEC);
+}
+
+/* ---- gather --------------------------------------------------------------------------------------------------- */
+
+static void gather_scan(struct agent *agent) {
+        struct operation_list scanning = TAILQ_HEAD_INITIALIZER(scanning);
+        struct operation *o;
+        int r;
+
+        if (TAILQ_EMPTY(&agent->scanning))
+                return;
+        r = driver_scan(agent->driver);
+        if (r < 0) {
+                if (!agent->scan_failing)
+                        journal_write(JOURNAL_SCAN_FAILED, NULL, "cannot read the list of processes: %s; trying again each second", strerror(-r));
+                agent->scan_failing = true;
+                agent_try_again(agent, event_now_usec(agent->event) + USEC_PER_SEC);
+                return;
+        }
+        agent->scan_failing = false;
+        TAILQ_CONCAT(&scanning, &agent->scanning, scan_link); /* a step may ask for the next scan already */
+        while ((o = TAILQ_FIRST(&scanning))) {
+                TAILQ_REMOVE(&scanning, o, scan_link);
+                o->wants_scan = false;
+                operation_feed_scan(o);
+        }
+}
+
+static void gather_failed(struct agent *agent) {
+        struct operation *o, *next;
+
+        TAILQ_FOREACH_SAFE_(o, &agent->touched, touched_link, next) {
+                if (o->wants_hold)
+                        operation_hold(o);
+                if (o->ask_failed) {
+                        o->ask_failed = false;
+                        operation_feed(o, &(struct cancel_event){ .type = CANCEL_EVENT_STATUS,
+                                                                  .answer = CANCEL_ANSWER_UNREACHABLE });
+                }
+        }
+}
+
+/* ---- commit --------------------------------------------------------------------------------------------------- */
+
+static bool agent_done_is_over(const struct agent *agent, const struct operation *o, uint64_t real_usec) {
+        return agent->done_count > agent->config->retention_max ||
+               base_usec_add(o->done_real_usec, agent->config->retention_usec) < real_usec;
+}
+
+/* Old DONE operations leave with a turn that writes anyway. */
+static int commit_prune(struct agent *agent, struct store_turn *turn) {
+        uint64_t real_usec = event_real_usec(agent->event);
+        unsigned pruned = 0;
+        struct operation *o;
+        int r;
+
+        while (pruned++ < PRUNE_PER_TURN && (o = TAILQ_FIRST(&agent->done_list))) {
+                if (o->touched || o->committing || !agent_done_is_over(agent, o, real_usec))
+                        return 0;
+                r = store_turn_delete(turn, o->id);
+                if (r < 0)
+                        return r;
+                TAILQ_REMOVE(&agent->done_list, o, done_link);
+                agent->done_count--;
+                agent_forget(agent, o);
+        }
+        return 0;
+}
+
+static int commit_gather(struct agent *agent, struct store_turn *turn) {
+        struct store_operation row;
+        struct operation *o;
+        int r;
+
+        TAILQ_FOREACH(o, &agent->touched, touched_link) {
+                if (!o->dirty)
+                        continue;
+                operation_to_store(o, &row);
+                r = store_turn_put(turn, &row);
+                if (r < 0)
+                        return r;
+        }
+        if (agent->revision_next != agent->revision)
+                store_turn_set_revision(turn, agent->revision_next);
+        return commit_prune(agent, turn);
+}
+
+static void commit_retry_later(struct agent *agent, int result, const char *error) {
+        uint64_t delay = base_min_u64(COMMIT_RETRY_MIN << base_min_u64(agent->commit_failures, 10), COMMIT_RETRY_MAX);
+
+        if (agent->commit_failures++ == 0)
+                journal_write(JOURNAL_STORE_FAILED, NULL,
+                              "cannot write the state database: %s (%s); no kill is sent until it can be written; trying again",
+                              error, strerror(-result));
+        agent->commit_failed = true;
+        agent_try_again(agent, event_now_usec(agent->event) + delay);
+}
+
+/* Stored up to `revision`; the bytes go back to the server's window, unless max_open holds the stream. */
+static void agent_give_back(struct agent *agent, size_t size) {
+        if (agent->full)
+                agent->held += size;
+        control_taken(agent->control, agent->revision, agent->full ? 0 : size);
+}
+
+/* What the commit covered is stored: its window goes back to the server, its deeds may be done. */
+static void commit_stored(struct agent *agent) {
+        struct operation *o;
+        uint32_t deeds;
+
+        agent->revision = agent->revision_committing;
+        agent_give_back(agent, agent->taken_committing);
+        agent->taken_committing = 0;
+        while ((o = TAILQ_FIRST(&agent->committing_list))) {
+                TAILQ_REMOVE(&agent->committing_list, o, commit_link);
+                o->committing = false;
+                deeds = o->act_committing;
+                o->act_committing = 0;
+                operation_do(o, deeds);
+        }
+}
+
+static int commit_done(int result, const char *error, uint64_t took_usec, void *userdata) {
+        struct agent *agent = userdata;
+
+        (void)event_timer_set(agent->slow, USEC_NEVER);
+        if (result < 0) {
+                commit_retry_later(agent, result, error);
+                return 0;
+        }
+        if (agent->commit_failures > 0)
+                journal_write(JOURNAL_STORE_RECOVERED, NULL, "the state database can be written again");
+        agent->commit_failures = 0;
+        agent->commit_running = agent->commit_failed = false;
+        log_debug("commit took %" PRIu64 " us", took_usec);
+        commit_stored(agent);
+        agent_schedule_turn(agent);
+        return 0;
+}
+
+static int commit_slow(void *userdata) {
+        struct agent *agent = userdata;
+
+        if (agent->commit_running && !agent->commit_failed)
+                journal_write(JOURNAL_STORE_SLOW, NULL,
+                              "a commit to %s takes more than 5 s: the disk is failing or overloaded; kills wait for it",
+                              agent->config->state_directory);
+        return 0;
+}
+
+/* The operations of the turn move from `touched` to the commit; their deeds with them. */
+static void commit_begin(struct agent *agent) {
+        struct operation *o, *next;
+
+        agent->commit_running = true;
+        agent->revision_committing = agent->revision_next;
+        agent->taken_committing = agent->taken;
+        agent->taken = 0;
+        TAILQ_FOREACH_SAFE_(o, &agent->touched, touched_link, next) {
+                if (!o->dirty)
+                        continue;
+                o->dirty = false;
+                o->committing = true;
+                o->act_committing = o->act;
+                o->act = 0;
+                TAILQ_INSERT_TAIL(&agent->committing_list, o, commit_link);
+        }
+        (void)event_timer_set_coarse(agent->slow, event_now_usec(agent->event) + COMMIT_SLOW_USEC, USEC_PER_SEC);
+}
+
+/* 0: nothing to store; 1: a commit runs; negative: no memory for it now. */
+static int commit(struct agent *agent) {
+        _cleanup_(store_turn_free_pointer) struct store_turn *turn = NULL;
+        struct operation *o;
+        bool needed = agent->revision_reset;
+        int r;
+
+        TAILQ_FOREACH(o, &agent->touched, touched_link)
+                needed |= o->dirty;
+        if (!needed)
+                return 0;
+        r = store_turn_new(agent->store, &turn);
+        if (r == 0)
+                r = commit_gather(agent, turn);
+        if (r == 0)
+                r = store_commit(agent->store, turn, commit_done, agent);
+        if (r < 0)
+                return r;
+        (void)TAKE(turn);
+        agent->revision_reset = false;
+        commit_begin(agent);
+        return 1;
+}
+
+/* ---- act ------------------------------------------------------------------------------------------------------- */
+
+/* Deeds of operations whose record is stored as it stands. */
+static void act(struct agent *agent) {
+        struct operation *o, *next;
+        uint32_t deeds;
+
+        TAILQ_FOREACH_SAFE_(o, &agent->touched, touched_link, next) {
+                if (o->dirty || o->committing)
+                        continue;
+                TAILQ_REMOVE(&agent->touched, o, touched_link);
+                o->touched = false;
+                deeds = o->act;
+                o->act = 0;
+                operation_do(o, deeds);
+                if (o->wants_hold || o->ask_failed)
+                        agent_touch(o);
+        }
+}
+
+static void agent_update_gauges(struct agent *agent) {
+        metrics_set(METRICS_OPERATIONS_OPEN, NULL, (double)agent->open_count);
+}
+
+/* max_open: beyond it the stream's window is kept, so that the flood waits at the server. */
+static void agent_update_full(struct agent *agent) {
+        bool full = agent->open_count >= agent->config->max_open;
+
+        if (full == agent->full)
+                return;
+        agent->full = full;
+        control_set_reading(agent->control, !full);
+        if (full) {
+                journal_write(JOURNAL_FULL, NULL, "%zu operations are open (max_open): not reading further commands until some end", agent->open_count);
+                return;
+        }
+        control_taken(agent->control, agent->revision, agent->held);
+        agent->held = 0;
+}
+
+static int agent_turn(void *userdata) {
+        struct agent *agent = userdata;
+        int r;
+
+        if (agent->commit_running) { /* its end schedules the next turn; deeds that are stored already need not wait */
+                pace_grant(agent);
+                act(agent);
+                return 0;
+        }
+        gather_scan(agent);
+        gather_failed(agent);
+        pace_grant(agent);
+        agent_update_full(agent);
+        agent_update_gauges(agent);
+        r = commit(agent);
+        if (r < 0) {
+                commit_retry_later(agent, r, "no memory");
+                agent->commit_failed = false; /* nothing was handed over: the next turn gathers again */
+                return 0;
+        }
+        if (r == 0 && agent->taken > 0) { /* heartbeats only: nothing to store */
+                agent->revision = agent->revision_next;
+                agent_give_back(agent, agent->taken);
+                agent->taken = 0;
+        }
+        act(agent);
+        return 0;
+}
+
+static int agent_on_again(void *userdata) {
+        struct agent *agent = userdata;
+        int r;
+
+        agent->again_usec = USEC_NEVER;
+        if (agent->commit_running && agent->commit_failed) {
+                agent->commit_failed = false;
+                r = store_retry(agent->store);
+                if (r < 0)
+                        commit_retry_later(agent, r, "retry");
+                return 0;
+        }
+        agent_schedule_turn(agent);
+        return 0;
+}
+
+/* ---- events of the control plane ---------------------------------------------------------------------------------- */
+
+static void command_refused(const struct command_event *event) {
+        metrics_add(METRICS_COMMANDS_INVALID, NULL, 1);
+        journal_write(event->verdict == COMMAND_UNREPORTABLE ? JOURNAL_COMMAND_UNREPORTABLE : JOURNAL_COMMAND_INVALID,
+                      &(struct journal_subject){ .operation_id = event->operation_id, .job_id = event->job_id,
+                                                 .requested_by = event->created_by },
+                      "command refused, not acted on: %s", event->reason);
+}
+
+static uint64_t command_deadline(const struct agent *agent, const struct command_event *event) {
+        if (!event->has_deadline)
+                return event_now_usec(agent->event) + agent->config->default_deadline_usec;
+        return control_deadline_usec(agent->control, event->deadline_real_usec);
+}
+
+static int command_fill(struct operation *o, const struct command_event *event) {
+        base_text_copy(o->job_id, sizeof o->job_id, event->job_id);
+        base_text_copy(o->cluster_id, sizeof o->cluster_id, event->cluster_id);
+        base_text_copy(o->created_by, sizeof o->created_by, event->created_by);
+        if (event->operation.size > 0) {
+                o->raw = malloc(event->operation.size);
+                if (!o->raw)
+                        return -ENOMEM;
+                memcpy(o->raw, event->operation.data, event->operation.size);
+                o->raw_size = event->operation.size;
+        }
+        if (event->reason[0]) {
+                o->message = strdup(event->reason);
+                if (!o->message)
+                        return -ENOMEM;
+        }
+        return 0;
+}
+
+/* A new operation. Out of memory: the daemon ends, and the command comes again by replay: it was never stored. */
+static int command_begin(struct agent *agent, const struct command_event *event, struct operation **ret) {
+        struct operation *o;
+        int r = operation_new(agent, event->operation_id, &o);
+
+        if (r < 0)
+                return r;
+        r = command_fill(o, event);
+        if (r == 0)
+                r = agent_insert(agent, o);
+        if (r < 0) {
+                operation_free(o);
+                return r;
+        }
+        *ret = o;
+        return 0;
+}
+
+static int on_cancel(struct agent *agent, const struct command_event *event) {
+        struct operation *o = agent_find(agent, event->operation_id);
+        struct cancel_now now = agent_now(agent);
+        int r;
+
+        metrics_add(METRICS_COMMANDS, NULL, 1);
+        if (o) {
+                metrics_add(METRICS_COMMANDS_DUPLICATE, NULL, 1);
+                operation_journal(o, JOURNAL_COMMAND_DUPLICATE, "the cancel of job %s came again: nothing changes", o->job_id);
+                operation_feed_simple(o, CANCEL_EVENT_DUPLICATE);
+                return 0;
+        }
+        if (event->verdict != COMMAND_VALID)
+                command_refused(event);
+        if (event->verdict == COMMAND_UNREPORTABLE)
+                return 0;
+        r = command_begin(agent, event, &o);
+        if (r < 0)
+                return r;
+        cancel_begin(&o->cancel, &now, command_deadline(agent, event), event->dry_run, event->verdict != COMMAND_VALID,
+                     event->driver_id);
+        agent->open_count++;
+        if (event->verdict == COMMAND_VALID)
+                operation_journal(o, JOURNAL_COMMAND_RECEIVED, "cancel received: job %s, %s%" PRIu64 " s left%s", o->job_id,
+                                  event->dry_run ? "dry run, " : "",
+                                  base_usec_sub(o->cancel.record.deadline_usec, now.usec) / USEC_PER_SEC,
+                                  o->created_by[0] ? ", asked for by the caller named in requested_by" : "");
+        operation_feed_simple(o, CANCEL_EVENT_COMMAND);
+        return 0;
+}
+
+static int on_withdrawn(struct agent *agent, const struct command_event *event) {
+        struct operation *o = agent_find(agent, event->operation_id);
+        struct cancel_now now = agent_now(agent);
+        int r;
+
+        if (event->verdict == COMMAND_UNREPORTABLE)
+                return 0;
+        if (o) {
+                if (o->cancel.record.state != CANCEL_DONE)
+                        operation_journal(o, JOURNAL_COMMAND_WITHDRAWN, "the control plane has withdrawn the cancel of job %s", o->job_id);
+                operation_feed_simple(o, CANCEL_EVENT_WITHDRAWN);
+                return 0;
+        }
+        r = command_begin(agent, event, &o); /* remembered, so that a late command under this id is not acted on */
+        if (r < 0)
+                return r;
+        cancel_begin(&o->cancel, &now, now.usec, false, false, "");
+        agent->open_count++;
+        operation_feed_simple(o, CANCEL_EVENT_WITHDRAWN);
+        return 0;
+}
+
+static void on_bookmark(struct agent *agent, const struct command_event *event) {
+        uint64_t real = event_real_usec(agent->event), server = event->server_real_usec;
+        uint64_t skew = real > server ? real - server : server - real;
+
+        if (server == 0)
+                return;
+        if (skew > SKEW_WARN_USEC && !agent->skew_warned)
+                journal_write(JOURNAL_CLOCK_SKEW, NULL, "this node's clock and the control plane's differ by %" PRIu64
+                              " s; deadlines are not affected, the times in reports are", skew / USEC_PER_SEC);
+        agent->skew_warned = skew > SKEW_WARN_USEC;
+}
+
+static int agent_on_event(const struct command_event *event, size_t size, void *userdata) {
+        struct agent *agent = userdata;
+        int r = 0;
+
+        switch (event->kind) {
+        case COMMAND_EVENT_CANCEL:
+                r = on_cancel(agent, event);
+                break;
+        case COMMAND_EVENT_WITHDRAWN:
+                r = on_withdrawn(agent, event);
+                break;
+        case COMMAND_EVENT_BOOKMARK:
+                on_bookmark(agent, event);
+                break;
+        case COMMAND_EVENT_UNKNOWN:
+                break;
+        }
+        if (r < 0)
+                return r;
+        agent->taken += size;
+        if (event->revision > agent->revision_next)
+                agent->revision_next = event->revision;
+        agent_schedule_turn(agent);
+        return 0;
+}
+
+static int agent_on_restart(void *userdata) {
+        struct agent *agent = userdata;
+
+        agent->revision_next = 0;
+        agent->revision_reset = true;
+        agent_schedule_turn(agent);
+        return 0;
+}
+
+static int agent_on_report(const char *operation_id, int64_t sequence, enum control_answer answer, const char *reason,
+                           void *userdata) {
+        struct operation *o = agent_find(userdata, operation_id);
+
+        if (!o || sequence != o->report_sequence)
+                return 0; /* an older progress report */
+        if (answer == CONTROL_REPORT_REJECTED)
+                operation_journal(o, JOURNAL_PROTOCOL, "the control plane rejected a report of job %s: %s", o->job_id, reason);
+        o->acknowledged_sequence = sequence;
+        if (!o->report_final)
+                return 0; /* stored with the next turn that writes this operation; sent again after a crash, which is harmless */
+        operation_feed(o, &(struct cancel_event){ .type = CANCEL_EVENT_REPORT_ANSWERED,
+                                                  .accepted = answer == CONTROL_REPORT_ACCEPTED });
+        return 0;
+}
+
+static enum journal_event notice_event(enum control_notice notice) {
+        switch (notice) {
+        case CONTROL_CONNECTED:
+                return JOURNAL_CONNECTED;
+        case CONTROL_DISCONNECTED:
+        case CONTROL_SILENT:
+                return JOURNAL_DISCONNECTED;
+        case CONTROL_NODE_TAKEN:
+                return JOURNAL_NODE_TAKEN;
+        case CONTROL_HISTORY_GONE:
+                return JOURNAL_HISTORY_GONE;
+        case CONTROL_REPORTS_FAILING:
+                return JOURNAL_REPORTS_FAILING;
+        case CONTROL_REVISION_BACKWARD:
+        case CONTROL_BAD_MESSAGE:
+                return JOURNAL_PROTOCOL;
+        case CONTROL_TOKEN_FAILED:
+                return JOURNAL_TOKEN_FAILED;
+        }
+        return JOURNAL_PROTOCOL;
+}
+
+static const char *notice_words(enum control_notice notice) {
+        switch (notice) {
+        case CONTROL_CONNECTED:
+                return "connected to the control plane at";
+        case CONTROL_DISCONNECTED:
+                return "no connection to the control plane:";
+        case CONTROL_SILENT:
+                return "the control plane is silent, reconnecting:";
+        case CONTROL_NODE_TAKEN:
+                return "another agent has this node's name:";
+        case CONTROL_HISTORY_GONE:
+                return "the control plane's history is gone, starting over:";
+        case CONTROL_REPORTS_FAILING:
+                return "no report has got through for 5 minutes; they are kept:";
+        case CONTROL_REVISION_BACKWARD:
+                return "a revision went backward within the stream:";
+        case CONTROL_BAD_MESSAGE:
+                return "a message of the control plane makes no sense, ignoring it:";
+        case CONTROL_TOKEN_FAILED:
+                return "no usable token for the control plane:";
+        }
+        return "";
+}
+
+static int agent_on_notice(enum control_notice notice, const char *detail, void *userdata) {
+        struct agent *agent = userdata;
+        bool connected = control_is_connected(agent->control);
+
+        journal_write(notice_event(notice), NULL, "%s %s", notice_words(notice), detail);
+        agent->connected = connected;
+        agent_counts_changed(agent);
+        return 0;
+}
+
+const struct control_handlers agent_control_handlers = {
+        .on_event = agent_on_event,
+        .on_restart = agent_on_restart,
+        .on_report = agent_on_report,
+        .on_notice = agent_on_notice,
+};
+
+/* ---- the work directory ------------------------------------------------------------------------------------------- */
+
+/* Measured on real Spark: the directory is there 70 to 100 ms after the submission, the process at 220 to 270. */
+static const uint64_t rescan_after[] = { 20 * USEC_PER_MSEC, 150 * USEC_PER_MSEC, 300 * USEC_PER_MSEC, USEC_PER_SEC };
+
+static void rescan_all(struct agent *agent) {
+        struct operation *o;
+
+        TAILQ_FOREACH(o, &agent->all, all_link)
+                if (o->cancel.record.state == CANCEL_SEARCH && !o->wants_scan) {
+                        o->wants_scan = true;
+                        TAILQ_INSERT_TAIL(&agent->scanning, o, scan_link);
+                }
+        agent_schedule_turn(agent);
+}
+
+static int agent_on_rescan(void *userdata) {
+        struct agent *agent = userdata;
+
+        rescan_all(agent);
+        if (++agent->rescans < ARRAY_SIZE(rescan_after))
+                return event_timer_set(agent->rescan, event_now_usec(agent->event) + rescan_after[agent->rescans]);
+        return 0;
+}
+
+int agent_driver_wake(void *userdata) {
+        struct agent *agent = userdata;
+
+        if (agent->open_count == 0)
+                return 0;
+        agent->rescans = 0;
+        return event_timer_set(agent->rescan, event_now_usec(agent->event) + rescan_after[0]);
+}
+
+/* ---- life ---------------------------------------------------------------------------------------------------------- */
+
+static int agent_on_status_timer(void *userdata) {
+        struct agent *agent = userdata;
+        return agent->status_changed ? agent->status_changed(agent->status_userdata) : 0;
+}
+
+static int agent_add_sources(struct agent *agent) {
+        struct event *event = agent->event;
+        int r = event_add_deferred(event, "turn", agent_turn, agent, &agent->turn);
+
+        if (r == 0)
+                r = event_add_timer(event, "again", agent_on_again, agent, &agent->again);
+        if (r == 0)
+                r = event_add_timer(event, "slow-commit", commit_slow, agent, &agent->slow);
+        if (r == 0)
+                r = event_add_timer(event, "status", agent_on_status_timer, agent, &agent->status);
+        if (r == 0)
+                r = event_add_timer(event, "rescan", agent_on_rescan, agent, &agent->rescan);
+        return r;
+}
+
+int agent_new(struct event *event, const struct agent_options *options, struct agent **ret) {
+        struct agent *agent = calloc(1, sizeof *agent);
+        int r;
+
+        if (!agent)
+                return -ENOMEM;
+        agent->event = event;
+        agent->agent_version = options->agent_version;
+        agent->again_usec = USEC_NEVER;
+        TAILQ_INIT(&agent->all);
+        TAILQ_INIT(&agent->touched);
+        TAILQ_INIT(&agent->committing_list);
+        TAILQ_INIT(&agent->scanning);
+        TAILQ_INIT(&agent->done_list);
+        TAILQ_INIT(&agent->workers);
+        agent_reconfigure(agent, options->config);
+        r = agent_add_sources(agent);
+        if (r < 0) {
+                agent_free(agent);
+                return r;
+        }
+        *ret = agent;
+        return 0;
+}
+
+struct agent *agent_free(struct agent *agent) {
+        struct operation *o;
+
+        if (!agent)
+                return NULL;
+        while ((o = TAILQ_FIRST(&agent->all)))
+                agent_forget(agent, o);
+        pace_deinit(agent);
+        agent->turn = event_source_free(agent->turn);
+        agent->again = event_source_free(agent->again);
+        agent->slow = event_source_free(agent->slow);
+        agent->status = event_source_free(agent->status);
+        agent->rescan = event_source_free(agent->rescan);
+        free(agent);
+        return NULL;
+}
+
+void agent_attach(struct agent *agent, struct control *control, struct driver *driver, struct spark *spark,
+                  struct store *store) {
+        agent->control = control;
+        agent->driver = driver;
+        agent->spark = spark;
+        agent->store = store;
+}
+
+void agent_reconfigure(struct agent *agent, const struct config *config) {
+        agent->config = config;
+        agent->cancel_config = (struct cancel_config){
+                .kill_retry_usec = config->kill_retry_usec,
+                .escalate_after_usec = config->escalate_after_usec,
+                .force_after_usec = config->force_after_usec,
+                .relaunch_window_usec = config->relaunch_window_usec,
+                .escalation = config->escalation,
+                .search_interval_usec = AGENT_SEARCH_INTERVAL_USEC,
+        };
+}
+
+int agent_start(struct agent *agent, const struct store_info *info) {
+        int r;
+
+        agent->revision = agent->revision_next = info->revision;
+        agent->sequence_base = info->sequence_base;
+        r = agent_load(agent);
+        if (r < 0)
+                return r;
+        agent_schedule_turn(agent);
+        return control_start(agent->control, agent->revision);
+}
+
+static int agent_drained(void *userdata) {
+        struct agent *agent = userdata;
+
+        event_exit(agent->event, 0);
+        return 0;
+}
+
+int agent_stop(struct agent *agent, uint64_t timeout_usec) {
+        if (agent->stopping)
+                return 0;
+        agent->stopping = true;
+        return control_drain(agent->control, timeout_usec, agent_drained, agent);
+}
+
+void agent_on_status(struct agent *agent, int (*changed)(void *userdata), void *userdata) {
+        agent->status_changed = changed;
+        agent->status_userdata = userdata;
+}

@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * What the files of the shell share: agent.c (the turn), agent_operation.c (one operation's value, events and
+ * effects), agent_report.c (what a report says), agent_pace.c (one kill at a time per Worker), agent_load.c
+ * (what a restart finds).
+ */
+#include "agent.h"
+#include "cancel.h"
+#include "command.h"
+#include "config.h"
+#include "control.h"
+#include "driver.h"
+#include "event.h"
+#include "journal.h"
+#include "metrics.h"
+#include "spark.h"
+#include "store.h"
+
+#include <sys/queue.h>
+
+#define AGENT_SEARCH_INTERVAL_USEC (5 * USEC_PER_SEC)
+#define AGENT_REPORT_BYTES_MAX (64 * 1024)
+
+/* glibc's sys/queue.h lacks the form that allows removal of the current element. */
+#define TAILQ_FOREACH_SAFE_(variable, head, field, next) \
+        for ((variable) = TAILQ_FIRST(head); (variable) && ((next) = TAILQ_NEXT(variable, field), 1); (variable) = (next))
+
+struct operation;
+
+TAILQ_HEAD(operation_list, operation);
+
+/* A Worker process and the kills outstanding at it (design: pacing). pid 0 stands for drivers without a process. */
+struct worker {
+        TAILQ_ENTRY(worker) link;
+        int32_t pid;
+        uint64_t start_ticks;
+        uint64_t outstanding;
+        uint64_t free_usec;            /* room for its heartbeats after a slow kill: nothing before this time */
+        struct operation_list waiting;
+};
+
+struct operation {
+        char id[OPERATION_ID_MAX + 1]; /* first: the tree compares operations by it */
+        char job_id[JOB_ID_MAX + 1];
+        char cluster_id[CLUSTER_ID_MAX + 1];
+        char created_by[CLUSTER_ID_MAX + 1];
+        char driver_state[DRIVER_STATE_MAX + 1]; /* Spark's own word */
+        char app_name[64];
+        struct agent *agent;
+        struct cancel cancel;
+        uint8_t *raw;                  /* the command's Operation; NULL: only the id is remembered */
+        size_t raw_size;
+        char *message;                 /* the final report's, or why the command is invalid; NULL: none */
+        uint64_t started_real_usec;    /* the driver's start */
+        uint64_t done_real_usec;
+
+        uint8_t *report;               /* the last stored CancelReport */
+        size_t report_size;
+        int64_t sequence, acknowledged_sequence, report_sequence;
+        bool report_final;
+
+        struct event_source *timer;
+        struct driver_hold *hold;
+        struct spark_request *status_request, *kill_request;
+        struct worker *worker;         /* whose queue it waits in or whose slot it holds; NULL: neither */
+        bool has_slot;
+
+        uint32_t act;                  /* deeds that wait for the next commit */
+        uint32_t act_committing;       /* deeds that the running commit allows */
+        bool dirty, committing, wants_scan, wants_hold, ask_failed, touched;
+        bool other_boot;               /* loaded from an earlier boot, not yet restarted */
+
+        TAILQ_ENTRY(operation) all_link, touched_link, commit_link, scan_link, slot_link, done_link;
+};
+
+struct agent {
+        struct event *event;
+        const struct config *config;
+        struct cancel_config cancel_config;
+        const char *agent_version;
+        struct control *control;
+        struct driver *driver;
+        struct spark *spark;
+        struct store *store;
+
+        void *tree;                    /* tsearch(3), by operation id */
+        struct operation_list all, touched, committing_list, scanning, done_list;
+        TAILQ_HEAD(, worker) workers;
+        size_t open_count, done_count;
+
+        struct event_source *turn;     /* deferred */
+        struct event_source *again;    /* timer: a failed scan, hold or commit is tried again, a Worker's room is over */
+        struct event_source *slow;     /* timer: the running commit takes too long */
+        struct event_source *status;   /* timer: tell systemd, at most once a second */
+        struct event_source *rescan;   /* timer: after the work directory moved */
+        uint32_t rescans;
+        uint64_t again_usec;
+        bool commit_running, commit_failed, stopping, scan_failing;
+        uint32_t commit_failures;
+
+        int64_t revision;              /* last one stored */
+        int64_t revision_next;         /* to be stored by the next turn */
+        int64_t revision_committing;
+        size_t taken, taken_committing;/* bytes of the stream that these turns take over */
+        size_t held;                   /* bytes not given back because max_open is reached */
+        bool revision_reset, full, skew_warned, connected;
+        int64_t sequence_base;
+        uint64_t last_outcome_usec;
+
+        int (*status_changed)(void *userdata);
+        void *status_userdata;
+};
+
+/* agent.c */
+void agent_schedule_turn(struct agent *agent);
+void agent_try_again(struct agent *agent, uint64_t at_usec);
+struct cancel_now agent_now(const struct agent *agent);
+struct operation *agent_find(const struct agent *agent, const char *operation_id);
+int agent_insert(struct agent *agent, struct operation *o);
+void agent_touch(struct operation *o);
+void agent_counts_changed(struct agent *agent);
+
+/* agent_operation.c */
+int operation_new(struct agent *agent, const char *id, struct operation **ret);
+struct operation *operation_free(struct operation *o);
+void operation_feed(struct operation *o, const struct cancel_event *event);
+void operation_feed_simple(struct operation *o, enum cancel_event_type type);
+void operation_feed_scan(struct operation *o);
+void operation_do(struct operation *o, uint32_t act);
+void operation_hold(struct operation *o);
+void operation_to_store(const struct operation *o, struct store_operation *ret);
+void operation_journal(const struct operation *o, enum journal_event event, const char *format, ...)
+        __attribute__((format(printf, 3, 4)));
+
+/* agent_report.c */
+int report_make(struct operation *o, bool final);
+
+/* agent_pace.c */
+void pace_want(struct operation *o);
+void pace_release(struct operation *o);
+void pace_adopt(struct operation *o); /* after a restart: a stored kill that has not ended holds its slot */
+void pace_grant(struct agent *agent);
+void pace_deinit(struct agent *agent);
+
+/* agent_load.c */
+int agent_load(struct agent *agent);

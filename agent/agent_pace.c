@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One kill at a time per Worker.
+ *
+ * A Worker kills inside its message loop and does nothing else meanwhile, heartbeats included; a flood of kills for
+ * deaf drivers makes the master give the whole Worker up, and healthy bystanders die. So at most kills_per_worker
+ * are outstanding at one Worker process (pid and start time); the next one goes out when the last one's death is
+ * proved or its kill_retry is over, and after a slow one the Worker gets room for its heartbeats. It costs nothing,
+ * since the Worker is serial anyway, and lets us choose the order: the nearest deadline first.
+ */
+#include "agent_internal.h"
+
+#define SLOW_KILL_USEC (5 * USEC_PER_SEC)
+
+static struct worker *worker_get(struct agent *agent, const struct cancel_process *process) {
+        struct worker *worker;
+
+        TAILQ_FOREACH(worker, &agent->workers, link)
+                if (worker->pid == process->worker_pid && worker->start_ticks == process->worker_start_ticks)
+                        return worker;
+        worker = calloc(1, sizeof *worker);
+        if (!worker)
+                return NULL;
+        worker->pid = process->worker_pid;
+        worker->start_ticks = process->worker_start_ticks;
+        TAILQ_INIT(&worker->waiting);
+        TAILQ_INSERT_TAIL(&agent->workers, worker, link);
+        return worker;
+}
+
+static void worker_drop_if_idle(struct agent *agent, struct worker *worker) {
+        if (worker->outstanding > 0 || !TAILQ_EMPTY(&worker->waiting))
+                return;
+        if (worker->free_usec > event_now_usec(agent->event))
+                return; /* its room must be remembered */
+        TAILQ_REMOVE(&agent->workers, worker, link);
+        free(worker);
+}
+
+void pace_want(struct operation *o) {
+        struct worker *worker;
+
+        agent_schedule_turn(o->agent);
+        if (o->worker)
+                return; /* it holds the slot already, or waits for it */
+        worker = worker_get(o->agent, &o->cancel.record.process);
+        if (!worker) { /* out of memory: in the next turn again */
+                o->cancel.wants_slot = false;
+                o->cancel.retry_usec = event_now_usec(o->agent->event) + USEC_PER_SEC;
+                return;
+        }
+        o->worker = worker;
+        TAILQ_INSERT_TAIL(&worker->waiting, o, slot_link);
+}
+
+void pace_release(struct operation *o) {
+        struct worker *worker = o->worker;
+        uint64_t now = event_now_usec(o->agent->event);
+
+        if (!worker)
+                return;
+        if (o->has_slot) {
+                worker->outstanding--;
+                if (o->cancel.record.killed_usec > 0 && base_usec_sub(now, o->cancel.record.killed_usec) > SLOW_KILL_USEC)
+                        worker->free_usec = now + o->agent->config->worker_heartbeat_usec;
+        } else {
+                TAILQ_REMOVE(&worker->waiting, o, slot_link);
+        }
+        o->worker = NULL;
+        o->has_slot = false;
+        worker_drop_if_idle(o->agent, worker);
+        agent_schedule_turn(o->agent);
+}
+
+void pace_adopt(struct operation *o) {
+        struct worker *worker = worker_get(o->agent, &o->cancel.record.process);
+
+        if (!worker)
+                return;
+        o->worker = worker;
+        o->has_slot = true;
+        worker->outstanding++;
+}
+
+static struct operation *worker_next(struct worker *worker) {
+        struct operation *o, *nearest = NULL;
+
+        TAILQ_FOREACH(o, &worker->waiting, slot_link)
+                if (!nearest || o->cancel.record.deadline_usec < nearest->cancel.record.deadline_usec)
+                        nearest = o;
+        return nearest;
+}
+
+static void worker_grant(struct agent *agent, struct worker *worker) {
+        struct operation *o;
+
+        while (worker->outstanding < agent->config->kills_per_worker && (o = worker_next(worker))) {
+                TAILQ_REMOVE(&worker->waiting, o, slot_link);
+                o->has_slot = true;
+                worker->outstanding++;
+                operation_feed_simple(o, CANCEL_EVENT_SLOT);
+                if (!o->has_slot)
+                        return; /* it gave the slot back, and the Worker may be freed: the next turn goes on */
+        }
+}
+
+void pace_grant(struct agent *agent) {
+        uint64_t now = event_now_usec(agent->event);
+        struct worker *worker, *next;
+        struct operation *o, *next_operation;
+
+        /* Who holds a slot and wants to kill again has its turn. */
+        TAILQ_FOREACH_SAFE_(o, &agent->touched, touched_link, next_operation)
+                if (o->has_slot && o->cancel.wants_slot)
+                        operation_feed_simple(o, CANCEL_EVENT_SLOT);
+        TAILQ_FOREACH_SAFE_(worker, &agent->workers, link, next) {
+                if (TAILQ_EMPTY(&worker->waiting)) {
+                        worker_drop_if_idle(agent, worker);
+                        continue;
+                }
+                if (worker->free_usec > now)
+                        agent_try_again(agent, worker->free_usec);
+                else
+                        worker_grant(agent, worker);
+        }
+}
+
+void pace_deinit(struct agent *agent) {
+        struct worker *worker;
+
+        while ((worker = TAILQ_FIRST(&agent->workers))) {
+                TAILQ_REMOVE(&agent->workers, worker, link);
+                free(worker);
+        }
+}
