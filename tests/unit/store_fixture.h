@@ -328,6 +328,7 @@ static inline bool record_equal(const struct cancel_record *a, const struct canc
                a->leftover_processes == b->leftover_processes && a->received_usec == b->received_usec &&
                a->received_real_usec == b->received_real_usec && a->deadline_usec == b->deadline_usec &&
                a->deadline_real_usec == b->deadline_real_usec && a->killed_usec == b->killed_usec &&
+               a->answered_usec == b->answered_usec &&
                a->accepted_usec == b->accepted_usec && a->accepted_real_usec == b->accepted_real_usec &&
                a->ended_usec == b->ended_usec && a->ended_real_usec == b->ended_real_usec;
 }
