@@ -216,6 +216,7 @@ static int operation_on_killed(const struct spark_result *result, void *userdata
         struct cancel_event event = {
                 .type = CANCEL_EVENT_KILL_ANSWERED,
                 .answer = answer_from_spark(result->answer),
+                .asked = (uint32_t)result->asked,
         };
 
         o->kill_request = spark_request_free(o->kill_request);

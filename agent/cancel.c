@@ -733,6 +733,10 @@ static void on_kill_answered(struct cancel *c, const struct cancel_config *confi
         if (!is_working(c->record.state) || !c->killing)
                 return;
         c->killing = false;
+        if (e->asked != 1) { /* one was counted before it went out */
+                c->record.kill_requests = c->record.kill_requests - 1 + e->asked;
+                u->durable = true;
+        }
         if (c->record.state != CANCEL_SETTLE)
                 report_progress(c, u, CANCEL_IN_PROGRESS);
         if (c->record.answered_usec == 0) {

@@ -158,6 +158,7 @@ struct cancel_event {
         bool supervised;                    /* SCANNED, PROCESS */
         char driver_id[DRIVER_ID_MAX + 1];  /* SCANNED, PROCESS or DIRECTORY */
         enum cancel_answer answer;          /* STATUS, KILL_ANSWERED */
+        uint32_t asked;                     /* KILL_ANSWERED: the masters that the request was handed to */
         enum cancel_word word;              /* STATUS */
         bool here;                          /* STATUS: the worker it names is this node's */
         bool elsewhere;                     /* STATUS: it names a worker of another node */

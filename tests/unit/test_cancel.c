@@ -69,7 +69,7 @@ static void feed_status_answer(struct bench *b, enum cancel_answer answer) {
 }
 
 static void feed_kill(struct bench *b, enum cancel_answer answer) {
-        feed(b, &(struct cancel_event){ .type = CANCEL_EVENT_KILL_ANSWERED, .answer = answer });
+        feed(b, &(struct cancel_event){ .type = CANCEL_EVENT_KILL_ANSWERED, .answer = answer, .asked = 1 });
 }
 
 static void feed_at(struct bench *b, uint64_t at) {
@@ -346,6 +346,18 @@ static void test_lost_kill_is_repeated(void **state) {
         feed_scan_none(&b);
         feed_status(&b, CANCEL_WORD_KILLED, true);
         assert_outcome(&b, CANCELLED);
+}
+
+static void test_every_master_asked_counts(void **state) {
+        struct bench b = begin_kill_sent();
+        (void)state;
+
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_KILL_ANSWERED, .answer = CANCEL_ANSWER_ACCEPTED, .asked = 3 });
+        assert_int_equal(b.cancel.record.kill_requests, 3);
+
+        b = begin_kill_sent(); /* no token: it was handed to nobody */
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_KILL_ANSWERED, .answer = CANCEL_ANSWER_UNREACHABLE });
+        assert_int_equal(b.cancel.record.kill_requests, 0);
 }
 
 static void test_refused_for_good(void **state) {
@@ -664,7 +676,8 @@ static void walk_scans(struct walk *w, const struct bench *b) {
 
 static void walk_answers(struct walk *w, const struct bench *b) {
         for (unsigned answer = 0; answer < CANCEL_ANSWER_MAX; answer++) {
-                walk_step(w, b, &(struct cancel_event){ .type = CANCEL_EVENT_KILL_ANSWERED, .answer = answer });
+                walk_step(w, b, &(struct cancel_event){ .type = CANCEL_EVENT_KILL_ANSWERED, .answer = answer,
+                                                        .asked = answer == CANCEL_ANSWER_UNREACHABLE ? 0 : 1 });
                 if (answer != CANCEL_ANSWER_ACCEPTED)
                         walk_step(w, b, &(struct cancel_event){ .type = CANCEL_EVENT_STATUS, .answer = answer });
         }
@@ -736,6 +749,7 @@ static struct cancel_event random_event(uint64_t *seed) {
         event.here = base_random_next(seed) & 1;
         event.elsewhere = !event.here && (base_random_next(seed) & 1);
         event.accepted = base_random_next(seed) & 1;
+        event.asked = (uint32_t)(base_random_next(seed) % 3);
         if (event.scan != CANCEL_SCAN_NONE)
                 base_text_copy(event.driver_id, sizeof event.driver_id, event.process.pid == 100 ? "driver-1" : "driver-2");
         if (event.type == CANCEL_EVENT_COMMAND)
@@ -780,6 +794,7 @@ int main(void) {
                 cmocka_unit_test(test_deadline_past_at_arrival),
                 cmocka_unit_test(test_placed_elsewhere_is_not_found),
                 cmocka_unit_test(test_lost_kill_is_repeated),
+                cmocka_unit_test(test_every_master_asked_counts),
                 cmocka_unit_test(test_refused_for_good),
                 cmocka_unit_test(test_withdrawn),
                 cmocka_unit_test(test_duplicate_resends),
