@@ -14,6 +14,7 @@
  *   r CODE       RST_STREAM                                      g LAST CODE GOAWAY (LAST -1: this stream's id less 2)
  *   w HEX        bytes onto the connection                       p N         N PINGs
  *   c N          N CONTINUATIONs' worth of header fields         i N         N informational (103) blocks
+ *   y            a new session ticket (with what comes next)
  *   x            close the connection                            s           neither read nor write any more
  *   k            wait for peer_release()                         n N         do the next one only for request number N
  * Flow control is obeyed for DATA. The script of a request is found by its path.
@@ -42,10 +43,11 @@ struct peer_row {
 struct peer {
         int listen_fd;
         uint16_t port;
-        SSL_CTX *tls;         /* NULL: cleartext */
-        const char *greeting; /* instead of SETTINGS, then the connection is closed */
-        bool mute;            /* accept, then say nothing */
-        bool goaway_first;    /* SETTINGS, then GOAWAY at once */
+        SSL_CTX *tls;           /* NULL: cleartext */
+        const char *greeting;   /* instead of SETTINGS, then the connection is closed */
+        bool mute;              /* accept, then say nothing */
+        bool goaway_first;      /* SETTINGS, then GOAWAY at once */
+        bool first_ticket_only; /* further connections get no session tickets of their own */
         bool ack_settings;
         uint32_t max_streams; /* 0: not told */
         const struct peer_row *rows;
@@ -330,6 +332,9 @@ static bool peer_do(struct peer_connection *c, struct peer_stream *s, const char
         case 'n':
                 s->skip = s->number != strtoul(rest, NULL, 10);
                 return true;
+        case 'y':
+                SSL_new_session_ticket(c->ssl);
+                return true;
         case 'x':
                 c->closing = true;
                 return true;
@@ -608,6 +613,8 @@ static bool peer_handshake(struct peer_connection *c) {
                 return true;
         c->ssl = SSL_new(c->peer->tls);
         SSL_set_fd(c->ssl, c->fd);
+        if (c->peer->first_ticket_only && atomic_load(&c->peer->connections) > 1)
+                SSL_set_num_tickets(c->ssl, 0);
         for (;;) {
                 int n = SSL_accept(c->ssl);
                 if (n == 1)

@@ -11,6 +11,8 @@ static const struct peer_row rows[] = {
         {"/t/Large", "h|M 900000|t 0"},
         {"/t/Wait", "h|m first|k|m last|t 0"},
         {"/t/Many", "h|f 5000 100|t 0"},
+        {"/t/LateTicket", "h|m first|g 1 0|k|y|m last|t 0"},
+        {"/t/CloseBehind", "h|m pong|g 3 0|t 0"},
 };
 
 enum who { CA, OTHER_CA, GOOD, WRONG_NAME, EXPIRED, FUTURE, CLIENT, OTHER_CLIENT, WHO_MAX };
@@ -388,8 +390,38 @@ static void test_resumption(void **state) {
         check_resumption(old);
 }
 
-/* A ticket that arrives on a connection of before the change is not kept. */
+/* The old connection goes on after the files have changed; its ticket must not bring their session back. */
 static void test_late_ticket(void **state) {
+        (void)state;
+        struct peer *peer = peer_new(rows, ARRAY_SIZE(rows));
+        peer->tls = server_context(GOOD);
+        peer->first_ticket_only = true;
+        peer_start(peer);
+        identity_write(&world.who[CA], path_of("both.pem"), NULL);
+        struct client *client = client_tls(peer, (struct want){.ca = "both.pem"});
+        struct seen stream = {0};
+
+        client_start(client, "/t/LateTicket", true, &stream);
+        client_run(client, seen_has_message, &stream);
+        const struct timespec times[2] = {{1000000, 0}, {1000000, 0}};
+        assert_int_equal(utimensat(AT_FDCWD, path_of("both.pem"), times, 0), 0);
+        struct seen seen = client_call(client, "/t/Unary", false);
+        assert_ok(&seen);
+        peer_release(peer);
+        client_finish(client, &stream);
+        assert_int_equal(stream.status, GRPC_OK);
+        seen = client_call(client, "/t/CloseBehind", false);
+        assert_ok(&seen);
+        seen = client_call(client, "/t/Unary", false);
+        assert_ok(&seen);
+        assert_int_equal(atomic_load(&peer->connections), 3);
+        assert_int_equal(atomic_load(&peer->resumed), 0);
+        client_free(client);
+        peer_stop(peer);
+}
+
+/* A changed CA file counts from the next connection on. */
+static void test_changed_ca(void **state) {
         (void)state;
         struct peer *peer = peer_tls(server_context(GOOD));
         identity_write(&world.who[CA], path_of("both.pem"), NULL);
@@ -421,6 +453,7 @@ int main(void) {
                 cmocka_unit_test(test_sizes),
                 cmocka_unit_test(test_resumption),
                 cmocka_unit_test(test_late_ticket),
+                cmocka_unit_test(test_changed_ca),
         };
 
         return cmocka_run_group_tests_name("grpc_tls", tests, setup, teardown);
