@@ -318,6 +318,18 @@ static void test_both_or_none(void **state) {
         assert_int_equal(grpc_channel_new(NULL, NULL, &options, &channel), -EINVAL);
 }
 
+/* The last words go to a socket whose other end is gone: no SIGPIPE may come of it. */
+static void test_goodbye_to_nobody(void **state) {
+        (void)state;
+        struct peer *peer = peer_tls(server_context(GOOD));
+        struct client *client = client_tls(peer, (struct want){.ca = "ca.pem"});
+        struct seen seen = client_call(client, "/t/Unary", false);
+
+        assert_ok(&seen);
+        peer_stop(peer);
+        client_free(client);
+}
+
 /* Many records, small and large: nothing stays inside OpenSSL. */
 static void test_sizes(void **state) {
         (void)state;
@@ -356,6 +368,18 @@ static struct peer *peer_closing(SSL_CTX *context) {
         return peer;
 }
 
+/* PEM ignores what stands outside of it. */
+static void key_write(const char *comment, time_t modified_sec) {
+        const struct timespec times[2] = {{modified_sec, 0}, {modified_sec, 0}};
+
+        identity_write(&world.who[CLIENT], "/dev/null", path_of("client.key"));
+        FILE *file = fopen(path_of("client.key"), "ae");
+        assert_non_null(file);
+        fputs(comment, file);
+        fclose(file);
+        assert_int_equal(utimensat(AT_FDCWD, path_of("client.key"), times, 0), 0);
+}
+
 static void check_resumption(SSL_CTX *context) {
         struct peer *peer = peer_closing(context);
         identity_write(&world.who[CLIENT], path_of("client.pem"), path_of("client.key"));
@@ -368,18 +392,17 @@ static void check_resumption(SSL_CTX *context) {
         grpc_channel_drop(client->channel);
         assert_int_equal(call_on_new_connection(peer, client), 0);
         assert_int_equal(call_on_new_connection(peer, client), 1);
-        /* same bytes, new time */
-        const struct timespec times[2] = {{1000000, 0}, {1000000, 0}};
-        assert_int_equal(utimensat(AT_FDCWD, path_of("client.key"), times, 0), 0);
+        key_write("# a\n", 1000); /* new bytes, new time */
         assert_int_equal(call_on_new_connection(peer, client), 0);
         assert_int_equal(call_on_new_connection(peer, client), 1);
-        /* new bytes, same time */
-        identity_write(&world.who[OTHER_CLIENT], path_of("client.pem"), path_of("client.key"));
-        assert_int_equal(utimensat(AT_FDCWD, path_of("client.key"), times, 0), 0);
+        key_write("# a\n", 2000); /* the same bytes, new time */
         assert_int_equal(call_on_new_connection(peer, client), 0);
+        assert_int_equal(call_on_new_connection(peer, client), 1);
+        key_write("# b\n", 2000); /* new bytes, the same time and size */
+        assert_int_equal(call_on_new_connection(peer, client), 0);
+        assert_int_equal(call_on_new_connection(peer, client), 1);
         client_free(client);
         peer_stop(peer);
-        identity_write(&world.who[CLIENT], path_of("client.pem"), path_of("client.key"));
 }
 
 static void test_resumption(void **state) {
@@ -450,6 +473,7 @@ int main(void) {
                 cmocka_unit_test(test_client_certificate),
                 cmocka_unit_test(test_client_certificate_silently_missed),
                 cmocka_unit_test(test_both_or_none),
+                cmocka_unit_test(test_goodbye_to_nobody),
                 cmocka_unit_test(test_sizes),
                 cmocka_unit_test(test_resumption),
                 cmocka_unit_test(test_late_ticket),
