@@ -262,16 +262,22 @@ static void settle_evaluate(struct cancel *c, const struct cancel_config *config
         c->attempts++;
 }
 
+/* Until when a scan is waited for that had not come at the deadline. */
+static uint64_t last_scan_usec(const struct cancel *c) {
+        return base_usec_add(base_max_u64(c->record.deadline_usec, c->record.received_usec), SCAN_GRACE_USEC);
+}
+
 static void deadline_passed(struct cancel *c, const struct cancel_now *now, struct cancel_update *u) {
         const struct cancel_record *r = &c->record;
         enum cancel_outcome outcome;
 
         switch (r->state) {
         case CANCEL_SEARCH:
-                finish(c, u, CANCEL_DONE);
-                return;
+                if (c->scanned || now->usec >= last_scan_usec(c))
+                        finish(c, u, CANCEL_DONE);
+                return; /* past at arrival: the scan that was asked for decides */
         case CANCEL_SETTLE:
-                if (!c->scanned && now->usec < base_usec_add(r->deadline_usec, SCAN_GRACE_USEC)) {
+                if (!c->scanned && now->usec < last_scan_usec(c)) {
                         ask_scan(c, u);
                         c->scan_usec = now->usec + POLL_USEC;
                         c->ask_usec = USEC_NEVER; /* its word comes too late */
@@ -426,6 +432,7 @@ static void resume(struct cancel *c, const struct cancel_config *config, const s
 
 static void scanned_in_search(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                               const struct cancel_now *now, struct cancel_update *u) {
+        c->scanned = true;
         if (now->usec >= c->record.deadline_usec) {
                 if (e->scan == CANCEL_SCAN_PROCESS) { /* past at arrival: no kill */
                         base_text_copy(c->record.driver_id, sizeof c->record.driver_id, e->driver_id);
@@ -845,8 +852,8 @@ static uint64_t next_wake(const struct cancel *c, const struct cancel_config *co
         wake = base_min_u64(wake, escalation_usec(c, config));
         if (c->record.state == CANCEL_SETTLE && c->scanned && we_ended_it(c) && !c->record.supervised)
                 wake = base_min_u64(wake, base_usec_add(c->record.ended_usec, WORD_WAIT_USEC));
-        if (c->record.state == CANCEL_SETTLE && !c->scanned && now->usec >= deadline)
-                deadline = base_usec_add(deadline, SCAN_GRACE_USEC); /* only the last scan is waited for */
+        if ((c->record.state == CANCEL_SETTLE || c->record.state == CANCEL_SEARCH) && !c->scanned && now->usec >= deadline)
+                deadline = last_scan_usec(c);
         return base_min_u64(wake, deadline);
 }
 
