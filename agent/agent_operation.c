@@ -169,11 +169,13 @@ void operation_hold(struct operation *o) {
         if (r > 0) {
                 operation_feed_simple(o, CANCEL_EVENT_EXITED);
         } else if (r < 0) {
-                operation_journal(o, JOURNAL_HOLD_FAILED, "cannot watch process %" PRId32 " of job %s: %s; trying again",
-                                  process->pid, o->job_id, strerror(-r));
-                agent_touch(o);
+                if (!o->hold_failing)
+                        operation_journal(o, JOURNAL_HOLD_FAILED,
+                                          "cannot watch process %" PRId32 " of job %s: %s; trying again each second",
+                                          process->pid, o->job_id, strerror(-r));
                 agent_try_again(o->agent, event_now_usec(o->agent->event) + USEC_PER_SEC);
         }
+        o->hold_failing = r < 0;
 }
 
 static int operation_on_status(const struct spark_result *result, void *userdata) {
@@ -280,7 +282,7 @@ static void operation_send_report(struct operation *o) {
                 operation_make_report(o, CANCEL_ACT_REPORT);
                 o->dirty = true;
                 o->act |= CANCEL_ACT_RESEND;
-                agent_touch(o);
+                agent_keep_touched(o);
                 agent_try_again(o->agent, event_now_usec(o->agent->event) + USEC_PER_SEC);
                 return;
         }
@@ -290,7 +292,7 @@ static void operation_send_report(struct operation *o) {
                            (struct span){ o->report, o->report_size });
         if (r < 0) { /* out of memory: it is stored; again in a moment */
                 o->act |= CANCEL_ACT_RESEND;
-                agent_touch(o);
+                agent_keep_touched(o);
                 agent_try_again(o->agent, event_now_usec(o->agent->event) + USEC_PER_SEC);
         }
 }
