@@ -40,7 +40,7 @@ static void worker_drop_if_idle(struct agent *agent, struct worker *worker) {
 void pace_want(struct operation *o) {
         struct worker *worker;
 
-        agent_schedule_turn(o->agent);
+        agent_touch(o); /* who holds a slot is looked for among the touched */
         if (o->worker)
                 return; /* it holds the slot already, or waits for it */
         worker = worker_get(o->agent, &o->cancel.record.process);

@@ -36,3 +36,12 @@ def test_no_descriptors_left(node):
     node.master.clear_faults()
     for operation, driver in zip(operations, drivers):
         node.wait_cancelled(operation, driver)
+
+
+def test_kill_that_failed_is_sent_again(node):
+    """A master that is busy for a moment: the operation keeps its turn at the Worker and tries again, also the third time."""
+    node.start(agent={"kill_retry": "20s", "worker_terminate_timeout": "1s"})
+    driver = node.run_job("j1")
+    node.master.fault("status", "kill", count=3, code=503)
+    metadata = node.wait_cancelled(node.cancel("j1", deadline=10), driver)
+    assert metadata.kill_requests == 4 == len(driver.kills)
