@@ -190,10 +190,25 @@ static void test_scan_after_end_finds_another(void **state) {
         feed_scan_process(&b, 200, "driver-2", false);
         assert_state(&b, KILL);
         assert_string_equal(b.cancel.record.driver_id, "driver-2");
-        feed_status(&b, CANCEL_WORD_RUNNING, true); /* the answer to the question about driver-1's end or about driver-2 */
-        pass(&b, b.now + SEC);
+        assert_int_equal(b.update.ask, CANCEL_ASK_STATUS); /* about driver-2, though driver-1's end was just asked about */
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
         feed_type(&b, CANCEL_EVENT_SLOT);
+        assert_int_equal(b.update.act, CANCEL_ACT_KILL);
         assert_int_equal(b.cancel.record.kill_requests, 2);
+}
+
+/* The kill's answer is late, the driver is gone and another one is found: that answer is not about the other. */
+static void test_late_answer_is_not_about_another_driver(void **state) {
+        struct bench b = begin_kill_sent();
+        (void)state;
+
+        exits(&b);
+        feed_scan_process(&b, 200, "driver-2", false);
+        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        assert_state(&b, KILL);
+        feed_status(&b, CANCEL_WORD_RUNNING, false);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        assert_int_equal(b.update.act, 0);
 }
 
 static void ended_by_itself(enum cancel_word word, const char *outcome) {
@@ -785,6 +800,7 @@ int main(void) {
                 cmocka_unit_test(test_cancelled_without_word_after_a_second),
                 cmocka_unit_test(test_never_cancelled_without_last_scan),
                 cmocka_unit_test(test_scan_after_end_finds_another),
+                cmocka_unit_test(test_late_answer_is_not_about_another_driver),
                 cmocka_unit_test(test_ended_by_itself),
                 cmocka_unit_test(test_answer_of_kill_decides_when_exit_comes_first),
                 cmocka_unit_test(test_unknown_twice_is_lost),
