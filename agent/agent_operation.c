@@ -241,12 +241,9 @@ static void operation_answer_kill_unsent(struct operation *o) {
 }
 
 static void operation_kill(struct operation *o) {
-        enum cancel_state state = o->cancel.record.state;
         uint64_t now = event_now_usec(o->agent->event);
         int r;
 
-        if (state != CANCEL_KILL && state != CANCEL_SETTLE)
-                return; /* concluded while the commit was under way */
         o->kill_request = spark_request_free(o->kill_request);
         r = spark_kill(o->agent->spark, o->cancel.record.driver_id, operation_on_killed, o, &o->kill_request);
         if (r < 0) {
@@ -298,7 +295,11 @@ static void operation_send_report(struct operation *o) {
 }
 
 void operation_do(struct operation *o, uint32_t act) {
-        if (act & (CANCEL_ACT_PROGRESS | CANCEL_ACT_REPORT | CANCEL_ACT_RESEND))
+        const uint32_t report = CANCEL_ACT_PROGRESS | CANCEL_ACT_REPORT | CANCEL_ACT_RESEND;
+
+        if ((act & report) && o->dirty)
+                o->act |= act & report; /* a newer report may have taken the stored one's place: after its commit */
+        else if (act & report)
                 operation_send_report(o);
         if (act & CANCEL_ACT_TERM)
                 operation_signal(o, SIGTERM, "SIGTERM");
@@ -306,6 +307,29 @@ void operation_do(struct operation *o, uint32_t act) {
                 operation_signal(o, SIGKILL, "SIGKILL");
         if (act & CANCEL_ACT_KILL)
                 operation_kill(o);
+}
+
+/* Deeds that wait for their commit are for the driver that they were decided for. When the operation has gone on
+ * meanwhile (the driver ended, another one was found) they are dropped. True: a kill was among them. */
+static bool operation_drop_deeds(struct operation *o, const struct cancel_record *before) {
+        const struct cancel_record *r = &o->cancel.record;
+        bool other = strcmp(before->driver_id, r->driver_id) != 0;
+        uint32_t stale = 0, dropped;
+
+        if (other) {
+                o->status_request = spark_request_free(o->status_request);
+                o->kill_request = spark_request_free(o->kill_request);
+        }
+        if (other || r->state != CANCEL_KILL)
+                stale |= CANCEL_ACT_KILL;
+        if (other || r->state != CANCEL_TERM)
+                stale |= CANCEL_ACT_TERM;
+        if (other || r->state != CANCEL_FORCE)
+                stale |= CANCEL_ACT_FORCE;
+        dropped = (o->act | o->act_committing) & stale;
+        o->act &= ~stale;
+        o->act_committing &= ~stale;
+        return (dropped & CANCEL_ACT_KILL) != 0;
 }
 
 /* ---- the step and its effects ------------------------------------------------------------------------------------ */
@@ -411,9 +435,11 @@ void operation_feed(struct operation *o, const struct cancel_event *event) {
         struct cancel before = o->cancel;
         struct cancel_now now = agent_now(o->agent);
         struct cancel_update update;
+        bool unsent;
 
         cancel_step(&o->cancel, &o->agent->cancel_config, event, &now, &update);
         operation_check(&before, o, &update);
+        unsent = operation_drop_deeds(o, &before.record);
         operation_make_report(o, update.act);
         operation_apply_changes(o, update.change);
         operation_apply_asks(o, update.ask);
@@ -424,6 +450,8 @@ void operation_feed(struct operation *o, const struct cancel_event *event) {
                 agent_touch(o);
         operation_tell(o, &before.record);
         operation_count(o, before.record.state);
+        if (unsent)
+                operation_answer_kill_unsent(o);
 }
 
 void operation_feed_simple(struct operation *o, enum cancel_event_type type) {
