@@ -266,12 +266,25 @@ static void settle_evaluate(struct cancel *c, const struct cancel_config *config
         c->attempts++;
 }
 
+/* SEARCH ends at the deadline, but not before it has looked once: a command can come late, and a driver that is here
+ * is to be reported all the same. The time of the first look counts from whichever is later. */
+static uint64_t search_until(const struct cancel *c) {
+        if (c->record.progress != CANCEL_OUTCOME_NONE)
+                return c->record.deadline_usec;
+        return base_usec_add(base_max_u64(c->record.deadline_usec, c->record.received_usec), SCAN_GRACE_USEC);
+}
+
 static void deadline_passed(struct cancel *c, const struct cancel_now *now, struct cancel_update *u) {
         const struct cancel_record *r = &c->record;
         enum cancel_outcome outcome;
 
         switch (r->state) {
         case CANCEL_SEARCH:
+                if (now->usec < search_until(c)) {
+                        ask_scan(c, u);
+                        c->scan_usec = now->usec + POLL_USEC;
+                        return;
+                }
                 finish(c, u, CANCEL_DONE);
                 return;
         case CANCEL_SETTLE:
@@ -361,7 +374,8 @@ static void on_withdrawn(struct cancel *c, struct cancel_update *u) {
                 return;
         c->record.withdrawn = true;
         u->durable = true;
-        if (c->record.state == CANCEL_SEARCH || (c->record.state == CANCEL_KILL && kills_sent(c) == 0))
+        if (c->record.state == CANCEL_SEARCH ||
+            ((c->record.state == CANCEL_KILL || c->record.state == CANCEL_SETTLE) && kills_sent(c) == 0 && !we_ended_it(c)))
                 finish(c, u, CANCEL_DONE);
 }
 
@@ -407,7 +421,7 @@ static void resume(struct cancel *c, const struct cancel_config *config, const s
                 return;
         case CANCEL_WAIT:
                 c->retry_usec = base_max_u64(now->usec, base_usec_add(c->record.killed_usec, config->kill_retry_usec));
-                if (!has_process(c))
+                if (!has_process(c) && c->ask_usec == USEC_NEVER) /* else it is asked at its own pace */
                         ask_status(c, u);
                 return;
         case CANCEL_TERM: /* a signal that was stored may not have been sent: sending it again is harmless */
@@ -850,6 +864,8 @@ static uint64_t next_wake(const struct cancel *c, const struct cancel_config *co
                 wake = base_min_u64(wake, base_usec_add(c->record.ended_usec, WORD_WAIT_USEC));
         if (c->record.state == CANCEL_SETTLE && !c->scanned && now->usec >= deadline)
                 deadline = base_usec_add(deadline, SCAN_GRACE_USEC); /* only the last scan is waited for */
+        if (c->record.state == CANCEL_SEARCH && now->usec >= deadline)
+                deadline = search_until(c);
         return base_min_u64(wake, deadline);
 }
 

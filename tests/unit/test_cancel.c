@@ -315,6 +315,26 @@ static void test_deadline(void **state) {
         assert_outcome(&b, DRIVER_SURVIVED);
 }
 
+/* The timer of a deadline that is past comes before the scan's answer: it must not end the search unseen. */
+static void test_deadline_past_before_the_first_scan(void **state) {
+        struct bench b = { .config = &config, .now = START };
+        struct cancel_now now = { START, REAL };
+        (void)state;
+
+        cancel_begin(&b.cancel, &now, START - 100 * SEC, false, false, "");
+        feed_type(&b, CANCEL_EVENT_COMMAND);
+        feed_at(&b, START);
+        assert_state(&b, SEARCH);
+        assert_true(b.update.wake_usec > START);
+        feed_scan_process(&b, 100, "driver-1", false);
+        assert_outcome(&b, DEADLINE_EXCEEDED);
+
+        cancel_begin(&b.cancel, &now, START - 100 * SEC, false, false, "");
+        feed_type(&b, CANCEL_EVENT_COMMAND);
+        pass(&b, START + 10 * SEC); /* no scan ever answers */
+        assert_state(&b, DONE);
+}
+
 static void test_deadline_past_at_arrival(void **state) {
         struct bench b = { .config = &config, .now = START };
         struct cancel_now now = { START, REAL };
@@ -403,6 +423,11 @@ static void test_withdrawn(void **state) {
         assert_state(&b, DONE);
         assert_int_equal(b.cancel.record.kill_requests, 0);
 
+        b = begin_found(); /* it ended by itself before a kill was sent */
+        exits(&b);
+        feed_type(&b, CANCEL_EVENT_WITHDRAWN);
+        assert_state(&b, DONE);
+
         b = begin_kill_sent(); /* too late: it goes to its end and is reported */
         feed_type(&b, CANCEL_EVENT_WITHDRAWN);
         assert_state(&b, KILL);
@@ -413,6 +438,26 @@ static void test_withdrawn(void **state) {
         assert_outcome(&b, CANCELLED);
         feed_type(&b, CANCEL_EVENT_WITHDRAWN);
         assert_state(&b, REPORT); /* a stored final report stays a duty */
+}
+
+/* A driver that is known by its directory alone: Spark is asked each second, not as fast as it answers. */
+static void test_accepted_without_a_process_is_asked_at_a_pace(void **state) {
+        struct cancel_event directory = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_DIRECTORY };
+        struct bench b = begin(false, &config);
+        (void)state;
+
+        base_text_copy(directory.driver_id, sizeof directory.driver_id, "driver-1");
+        feed(&b, &directory);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        pass(&b, b.now + SEC / 10);
+        assert_true(b.cancel.asking);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        assert_int_equal(b.update.ask, CANCEL_ASK_SCAN);
+        feed(&b, &directory);
+        assert_int_equal(b.update.ask, 0);
+        assert_true(b.update.wake_usec > b.now && b.update.wake_usec <= b.now + SEC);
 }
 
 static void test_duplicate_resends(void **state) {
@@ -807,7 +852,9 @@ int main(void) {
                 cmocka_unit_test(test_not_on_node_once_then_found),
                 cmocka_unit_test(test_search_ends_without_report),
                 cmocka_unit_test(test_deadline),
+                cmocka_unit_test(test_deadline_past_before_the_first_scan),
                 cmocka_unit_test(test_deadline_past_at_arrival),
+                cmocka_unit_test(test_accepted_without_a_process_is_asked_at_a_pace),
                 cmocka_unit_test(test_placed_elsewhere_is_not_found),
                 cmocka_unit_test(test_lost_kill_is_repeated),
                 cmocka_unit_test(test_every_master_asked_counts),
