@@ -334,7 +334,6 @@ static int agent_turn(void *userdata) {
                 return 0;
         }
         if (r == 0 && agent->taken > 0) { /* heartbeats only: nothing to store */
-                agent->revision = agent->revision_next;
                 agent_give_back(agent, agent->taken);
                 agent->taken = 0;
         }
@@ -431,7 +430,7 @@ static int on_cancel(struct agent *agent, const struct command_event *event) {
         if (r < 0)
                 return r;
         cancel_begin(&o->cancel, &now, command_deadline(agent, event), event->dry_run, event->verdict != COMMAND_VALID,
-                     event->verdict == COMMAND_VALID ? event->driver_id : ""); /* a broken one can't be stored */
+                     event->verdict == COMMAND_VALID ? event->driver_id : "");
         agent->open_count++;
         if (event->verdict == COMMAND_VALID)
                 operation_journal(o, JOURNAL_COMMAND_RECEIVED, "cancel received: job %s, %s%" PRIu64 " s left%s", o->job_id,

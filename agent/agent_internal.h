@@ -51,7 +51,8 @@ struct operation {
         struct cancel cancel;
         uint8_t *raw;                  /* the command's Operation; NULL: only the id is remembered */
         size_t raw_size;
-        char *message;                 /* the final report's, or why the command is invalid; NULL: none */
+        char *message;                 /* the final report's; before that: why the command is invalid, or the drivers
+                                        * that were killed before the present one; NULL: none */
         uint64_t started_real_usec;    /* the driver's start */
         uint64_t done_real_usec;
 

@@ -334,11 +334,27 @@ static bool operation_drop_deeds(struct operation *o, const struct cancel_record
 
 /* ---- the step and its effects ------------------------------------------------------------------------------------ */
 
+/* The job came back under another driver id: the report names all that were killed. */
+static void operation_note_earlier(struct operation *o, const struct cancel_record *before) {
+        struct buffer text = BUFFER_INIT(REPORT_MESSAGE_MAX / 2);
+        const char *whole;
+
+        if (before->driver_id[0] == 0 || before->kill_requests == 0 || o->cancel.record.driver_id[0] == 0 ||
+            strcmp(before->driver_id, o->cancel.record.driver_id) == 0)
+                return;
+        if (buffer_append_format(&text, "%s%s%s", o->message ? o->message : "", o->message ? ", " : "", before->driver_id) == 0 &&
+            (whole = buffer_text(&text))) {
+                free(o->message);
+                o->message = strdup(whole);
+        }
+        buffer_deinit(&text);
+}
+
 static void operation_tell(struct operation *o, const struct cancel_record *before) {
         const struct cancel_record *r = &o->cancel.record;
         uint64_t now = event_now_usec(o->agent->event);
 
-        if (before->driver_id[0] == 0 && r->driver_id[0] != 0)
+        if (r->driver_id[0] != 0 && strcmp(before->driver_id, r->driver_id) != 0)
                 operation_journal(o, JOURNAL_DRIVER_FOUND, "driver found: %s of job %s, process %" PRId32, r->driver_id,
                                   o->job_id, r->process.pid);
         if (before->ended_usec == 0 && r->ended_usec != 0) {
@@ -440,6 +456,7 @@ void operation_feed(struct operation *o, const struct cancel_event *event) {
         cancel_step(&o->cancel, &o->agent->cancel_config, event, &now, &update);
         operation_check(&before, o, &update);
         unsent = operation_drop_deeds(o, &before.record);
+        operation_note_earlier(o, &before.record);
         operation_make_report(o, update.act);
         operation_apply_changes(o, update.change);
         operation_apply_asks(o, update.ask);

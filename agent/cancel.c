@@ -181,6 +181,7 @@ static void back_to_search(struct cancel *c, const struct cancel_config *config,
         c->record.word = CANCEL_WORD_NONE;
         c->record.supervised = false;
         c->placed_here = false;
+        c->scanned = true;
         set_state(c, u, CANCEL_SEARCH);
         report_progress(c, u, CANCEL_NOT_ON_NODE);
         c->scan_usec = base_usec_add(now->usec, config->search_interval_usec);
@@ -266,11 +267,8 @@ static void settle_evaluate(struct cancel *c, const struct cancel_config *config
         c->attempts++;
 }
 
-/* SEARCH ends at the deadline, but not before it has looked once: a command can come late, and a driver that is here
- * is to be reported all the same. The time of the first look counts from whichever is later. */
-static uint64_t search_until(const struct cancel *c) {
-        if (c->record.progress != CANCEL_OUTCOME_NONE)
-                return c->record.deadline_usec;
+/* Until when a scan is waited for that had not come at the deadline. */
+static uint64_t last_scan_usec(const struct cancel *c) {
         return base_usec_add(base_max_u64(c->record.deadline_usec, c->record.received_usec), SCAN_GRACE_USEC);
 }
 
@@ -280,15 +278,11 @@ static void deadline_passed(struct cancel *c, const struct cancel_now *now, stru
 
         switch (r->state) {
         case CANCEL_SEARCH:
-                if (now->usec < search_until(c)) {
-                        ask_scan(c, u);
-                        c->scan_usec = now->usec + POLL_USEC;
-                        return;
-                }
-                finish(c, u, CANCEL_DONE);
-                return;
+                if (c->scanned || now->usec >= last_scan_usec(c))
+                        finish(c, u, CANCEL_DONE);
+                return; /* past at arrival: the scan that was asked for decides */
         case CANCEL_SETTLE:
-                if (!c->scanned && now->usec < base_usec_add(r->deadline_usec, SCAN_GRACE_USEC)) {
+                if (!c->scanned && now->usec < last_scan_usec(c)) {
                         ask_scan(c, u);
                         c->scan_usec = now->usec + POLL_USEC;
                         c->ask_usec = USEC_NEVER; /* its word comes too late */
@@ -444,6 +438,7 @@ static void resume(struct cancel *c, const struct cancel_config *config, const s
 
 static void scanned_in_search(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                               const struct cancel_now *now, struct cancel_update *u) {
+        c->scanned = true;
         if (now->usec >= c->record.deadline_usec) {
                 if (e->scan == CANCEL_SCAN_PROCESS) { /* past at arrival: no kill */
                         base_text_copy(c->record.driver_id, sizeof c->record.driver_id, e->driver_id);
@@ -862,10 +857,8 @@ static uint64_t next_wake(const struct cancel *c, const struct cancel_config *co
         wake = base_min_u64(wake, escalation_usec(c, config));
         if (c->record.state == CANCEL_SETTLE && c->scanned && we_ended_it(c) && !c->record.supervised)
                 wake = base_min_u64(wake, base_usec_add(c->record.ended_usec, WORD_WAIT_USEC));
-        if (c->record.state == CANCEL_SETTLE && !c->scanned && now->usec >= deadline)
-                deadline = base_usec_add(deadline, SCAN_GRACE_USEC); /* only the last scan is waited for */
-        if (c->record.state == CANCEL_SEARCH && now->usec >= deadline)
-                deadline = search_until(c);
+        if ((c->record.state == CANCEL_SETTLE || c->record.state == CANCEL_SEARCH) && !c->scanned && now->usec >= deadline)
+                deadline = last_scan_usec(c);
         return base_min_u64(wake, deadline);
 }
 

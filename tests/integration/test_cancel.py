@@ -95,16 +95,6 @@ def test_command_that_names_the_driver(node):
     node.wait_cancelled(node.cancel("j1"), driver)
 
 
-def test_leftovers_are_counted_and_left(node):
-    """A child that outlives the driver does not hinder CANCELLED and is not signalled."""
-    node.start()
-    driver = node.run_job("j1")
-    child = driver.process.spawn(["python3", "worker.py"], node.work / driver.id, FAKEJVM_EOF="stay")
-    metadata = node.wait_cancelled(node.cancel("j1"), driver)
-    assert metadata.leftover_processes == 1 and str(child.pid) in metadata.message
-    assert child.alive()
-
-
 def test_supervised_driver_comes_back_under_a_new_id(node):
     """After a failover: the id that was killed is gone, the job runs again under another one."""
     node.start(agent={"relaunch_window": "3s"})
