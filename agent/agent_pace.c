@@ -41,8 +41,10 @@ void pace_want(struct operation *o) {
         struct worker *worker;
 
         agent_schedule_turn(o->agent);
-        if (o->worker)
-                return; /* it holds the slot already, or waits for it */
+        if (o->worker) { /* it holds the slot already and has its turn in pace_grant(), or waits for it */
+                agent_touch(o);
+                return;
+        }
         worker = worker_get(o->agent, &o->cancel.record.process);
         if (!worker) { /* out of memory: in the next turn again */
                 o->cancel.wants_slot = false;

@@ -93,6 +93,8 @@ static int message_of_end(const struct operation *o, struct buffer *out) {
 
         switch (r->outcome) {
         case CANCEL_CANCELLED:
+                if (r->process.pid == 0)
+                        return buffer_append_format(out, "Driver %s was cancelled; it has no process here.", r->driver_id);
                 return buffer_append_format(out, "Driver %s was cancelled; its process %" PRId32 " is gone.", r->driver_id,
                                             r->process.pid);
         case CANCEL_ALREADY_DONE:
@@ -150,6 +152,8 @@ static int report_message(struct operation *o, bool final) {
         r = message_of_end(o, &text);
         if (r == 0)
                 r = message_of_kills(&o->cancel.record, &text);
+        if (r == 0 && o->message && o->cancel.record.outcome != CANCEL_INVALID_COMMAND)
+                r = buffer_append_format(&text, " Before it: %s.", o->message);
         whole = r < 0 ? NULL : buffer_text(&text);
         if (whole) {
                 free(o->message);

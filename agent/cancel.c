@@ -123,15 +123,19 @@ static void report_progress(struct cancel *c, struct cancel_update *u, enum canc
         u->durable = true;
 }
 
+/* Another driver of the job. What Spark was asked about the one before says nothing about it: answers that are still
+ * on their way are not believed. */
+static void set_driver(struct cancel *c, const char *driver_id) {
+        if (strcmp(c->record.driver_id, driver_id) == 0)
+                return;
+        base_text_copy(c->record.driver_id, sizeof c->record.driver_id, driver_id);
+        c->record.word = CANCEL_WORD_NONE;
+        c->placed_here = c->asking = c->killing = false;
+}
+
 /* To KILL for a driver that has just been identified. Spark must confirm its place before the first kill. */
 static void begin_kill(struct cancel *c, const struct cancel_event *e, struct cancel_update *u) {
-        bool same_driver = strcmp(c->record.driver_id, e->driver_id) == 0;
-
-        if (!same_driver) {
-                base_text_copy(c->record.driver_id, sizeof c->record.driver_id, e->driver_id);
-                c->placed_here = false;
-                c->record.word = CANCEL_WORD_NONE;
-        }
+        set_driver(c, e->driver_id);
         stop_timers(c);
         c->attempts = c->unknown_answers = 0;
         c->refused_usec = 0;
@@ -177,6 +181,7 @@ static void back_to_search(struct cancel *c, const struct cancel_config *config,
         c->record.word = CANCEL_WORD_NONE;
         c->record.supervised = false;
         c->placed_here = false;
+        c->scanned = true;
         set_state(c, u, CANCEL_SEARCH);
         report_progress(c, u, CANCEL_NOT_ON_NODE);
         c->scan_usec = base_usec_add(now->usec, config->search_interval_usec);
@@ -262,16 +267,22 @@ static void settle_evaluate(struct cancel *c, const struct cancel_config *config
         c->attempts++;
 }
 
+/* Until when a scan is waited for that had not come at the deadline. */
+static uint64_t last_scan_usec(const struct cancel *c) {
+        return base_usec_add(base_max_u64(c->record.deadline_usec, c->record.received_usec), SCAN_GRACE_USEC);
+}
+
 static void deadline_passed(struct cancel *c, const struct cancel_now *now, struct cancel_update *u) {
         const struct cancel_record *r = &c->record;
         enum cancel_outcome outcome;
 
         switch (r->state) {
         case CANCEL_SEARCH:
-                finish(c, u, CANCEL_DONE);
-                return;
+                if (c->scanned || now->usec >= last_scan_usec(c))
+                        finish(c, u, CANCEL_DONE);
+                return; /* past at arrival: the scan that was asked for decides */
         case CANCEL_SETTLE:
-                if (!c->scanned && now->usec < base_usec_add(r->deadline_usec, SCAN_GRACE_USEC)) {
+                if (!c->scanned && now->usec < last_scan_usec(c)) {
                         ask_scan(c, u);
                         c->scan_usec = now->usec + POLL_USEC;
                         c->ask_usec = USEC_NEVER; /* its word comes too late */
@@ -357,7 +368,8 @@ static void on_withdrawn(struct cancel *c, struct cancel_update *u) {
                 return;
         c->record.withdrawn = true;
         u->durable = true;
-        if (c->record.state == CANCEL_SEARCH || (c->record.state == CANCEL_KILL && kills_sent(c) == 0))
+        if (c->record.state == CANCEL_SEARCH ||
+            ((c->record.state == CANCEL_KILL || c->record.state == CANCEL_SETTLE) && kills_sent(c) == 0 && !we_ended_it(c)))
                 finish(c, u, CANCEL_DONE);
 }
 
@@ -403,7 +415,7 @@ static void resume(struct cancel *c, const struct cancel_config *config, const s
                 return;
         case CANCEL_WAIT:
                 c->retry_usec = base_max_u64(now->usec, base_usec_add(c->record.killed_usec, config->kill_retry_usec));
-                if (!has_process(c))
+                if (!has_process(c) && c->ask_usec == USEC_NEVER) /* else it is asked at its own pace */
                         ask_status(c, u);
                 return;
         case CANCEL_TERM: /* a signal that was stored may not have been sent: sending it again is harmless */
@@ -426,6 +438,7 @@ static void resume(struct cancel *c, const struct cancel_config *config, const s
 
 static void scanned_in_search(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                               const struct cancel_now *now, struct cancel_update *u) {
+        c->scanned = true;
         if (now->usec >= c->record.deadline_usec) {
                 if (e->scan == CANCEL_SCAN_PROCESS) { /* past at arrival: no kill */
                         base_text_copy(c->record.driver_id, sizeof c->record.driver_id, e->driver_id);
@@ -458,12 +471,11 @@ static void scanned_in_kill(struct cancel *c, const struct cancel_config *config
                 }
                 c->driver_held = true;
                 u->change |= CANCEL_HOLD;
+        } else if (e->scan == CANCEL_SCAN_PROCESS && strcmp(c->record.driver_id, e->driver_id) != 0) {
+                release_slot(c, u); /* the process counts, not the id that the command named: no kill was sent for it */
+                begin_kill(c, e, u);
+                return;
         } else if (e->scan == CANCEL_SCAN_PROCESS) {
-                if (strcmp(c->record.driver_id, e->driver_id) != 0) {
-                        base_text_copy(c->record.driver_id, sizeof c->record.driver_id, e->driver_id);
-                        c->placed_here = false;
-                        c->record.word = CANCEL_WORD_NONE;
-                }
                 c->record.process = e->process;
                 c->record.supervised = e->supervised;
                 c->driver_held = true;
@@ -733,6 +745,10 @@ static void on_kill_answered(struct cancel *c, const struct cancel_config *confi
         if (!is_working(c->record.state) || !c->killing)
                 return;
         c->killing = false;
+        if (e->asked != 1) { /* one was counted before it went out */
+                c->record.kill_requests = c->record.kill_requests - 1 + e->asked;
+                u->durable = true;
+        }
         if (c->record.state != CANCEL_SETTLE)
                 report_progress(c, u, CANCEL_IN_PROGRESS);
         if (c->record.answered_usec == 0) {
@@ -841,8 +857,8 @@ static uint64_t next_wake(const struct cancel *c, const struct cancel_config *co
         wake = base_min_u64(wake, escalation_usec(c, config));
         if (c->record.state == CANCEL_SETTLE && c->scanned && we_ended_it(c) && !c->record.supervised)
                 wake = base_min_u64(wake, base_usec_add(c->record.ended_usec, WORD_WAIT_USEC));
-        if (c->record.state == CANCEL_SETTLE && !c->scanned && now->usec >= deadline)
-                deadline = base_usec_add(deadline, SCAN_GRACE_USEC); /* only the last scan is waited for */
+        if ((c->record.state == CANCEL_SETTLE || c->record.state == CANCEL_SEARCH) && !c->scanned && now->usec >= deadline)
+                deadline = last_scan_usec(c);
         return base_min_u64(wake, deadline);
 }
 

@@ -92,7 +92,7 @@ struct cancel {
         bool wants_slot;         /* waits for its turn at the worker */
         bool asking;             /* a status question is in flight */
         bool killing;            /* a kill request is in flight */
-        bool scanned;            /* SETTLE: a scan since the process was gone found nothing */
+        bool scanned;            /* SEARCH: a scan was made; SETTLE: one since the process was gone found nothing */
         bool asked;              /* SETTLE: Spark was asked since the process was gone */
         uint32_t attempts;       /* status questions or kill rounds that failed in a row */
         uint32_t unknown_answers;/* "unknown id", counted at most once per kill_retry */
@@ -158,6 +158,7 @@ struct cancel_event {
         bool supervised;                    /* SCANNED, PROCESS */
         char driver_id[DRIVER_ID_MAX + 1];  /* SCANNED, PROCESS or DIRECTORY */
         enum cancel_answer answer;          /* STATUS, KILL_ANSWERED */
+        uint32_t asked;                     /* KILL_ANSWERED: the masters that the request was handed to */
         enum cancel_word word;              /* STATUS */
         bool here;                          /* STATUS: the worker it names is this node's */
         bool elsewhere;                     /* STATUS: it names a worker of another node */

@@ -42,6 +42,7 @@
         X(STORE_RECOVERED, "525eb4dd044347e589743c11130352fe", NOTICE)                                \
         X(STORE_SLOW, "53f90cb3b1fc4452988c3a0b499ce219", ERR)                                        \
         X(STORE_SET_ASIDE, "cecb09b142804d13a4d35e583a3a3fe4", ERR)                                   \
+        X(STORE_NO_RESERVE, "a2a3be3e0b604a4ab9cf4f3a84d5db0a", WARNING)                              \
         X(SCAN_FAILED, "ac571fea14614088945859a0b7795e9f", ERR)                                       \
         X(HOLD_FAILED, "b97d031d5625425aa65a4d606e6b90aa", ERR)                                       \
         X(FULL, "2fe42f7b4ed74e53a78c3f61ec69558a", WARNING)                                          \

@@ -186,6 +186,10 @@ static int make_store(struct program *p, struct store_info *ret_info) {
                 journal_write(JOURNAL_STORE_SET_ASIDE, NULL,
                               "the state database was damaged; it was set aside as %s and a fresh one made; open operations come again from the control plane",
                               ret_info->aside);
+        if (!ret_info->reserved)
+                journal_write(JOURNAL_STORE_NO_RESERVE, NULL,
+                              "no disk space could be set aside in %s: on a full disk commands can't be stored, and so no job cancelled; free some and restart",
+                              p->config->state_directory);
         return 0;
 }
 

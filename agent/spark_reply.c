@@ -185,6 +185,21 @@ static void classify_found(struct json_object *object, struct span message, stru
         reply_set(reply, SPARK_ACCEPTED, message);
 }
 
+/* The line of a stack trace that people need. */
+static struct span line_from(struct span text, const char *start) {
+        const uint8_t *from = memmem(text.data, text.size, start, strlen(start));
+        struct span line = text;
+
+        if (from) {
+                line.data = from;
+                line.size = text.size - (size_t)(from - text.data);
+        }
+        const uint8_t *end = memchr(line.data, '\n', line.size);
+        if (end)
+                line.size = (size_t)(end - line.data);
+        return line;
+}
+
 static void classify_status(struct json_object *object, bool success, struct span message, struct spark_reply *reply) {
         if (success)
                 classify_found(object, message, reply);
@@ -192,7 +207,7 @@ static void classify_status(struct json_object *object, bool success, struct spa
                 reply_say(reply, SPARK_UNKNOWN_ID, "the master does not know this driver");
         else if (span_has(message, "Can only request driver status in ALIVE state.") ||
                  span_starts_with(message, "Current state is not alive"))
-                reply_set(reply, SPARK_NOT_ALIVE, message);
+                reply_set(reply, SPARK_NOT_ALIVE, line_from(message, "Current state is not alive"));
         else
                 reply_set(reply, SPARK_UNREACHABLE, message);
 }

@@ -100,8 +100,8 @@ static int code_to_errno(sqlite3 *db, int code) {
 int store_fail(struct store *store, int code, const char *what) {
         int r = code_to_errno(store->db, code);
 
-        return store_set_error(store, r, "%.150s: %s: %.60s", store->path, what, store->db ? sqlite3_errmsg(store->db)
-                                                                                           : sqlite3_errstr(code));
+        return store_set_error(store, r, "%.150s: %s: %.60s", store->path, what,
+                               store->db ? sqlite3_errmsg(store->db) : sqlite3_errstr(code));
 }
 
 /* ---- open and close ----------------------------------------------------------------------------------------- */
@@ -150,8 +150,8 @@ int store_open_reserved(struct event *event, const char *directory, uint64_t rea
         return 0;
 }
 
-int store_open(struct event *event, const char *directory, uint64_t real_usec, struct store_info *ret_info,
-               char *error, size_t error_size, struct store **ret) {
+int store_open(struct event *event, const char *directory, uint64_t real_usec, struct store_info *ret_info, char *error,
+               size_t error_size, struct store **ret) {
         return store_open_reserved(event, directory, real_usec, STORE_RESERVE_PAGES, ret_info, error, error_size, ret);
 }
 
@@ -177,8 +177,7 @@ static int load_rows(struct store *store, sqlite3_stmt *statement,
         int code, r;
 
         while ((code = sqlite3_step(statement)) == SQLITE_ROW) {
-                if ((r = store_row_read(store, statement, &operation)) < 0 ||
-                    (r = visit(&operation, userdata)) < 0)
+                if ((r = store_row_read(store, statement, &operation)) < 0 || (r = visit(&operation, userdata)) < 0)
                         return r;
         }
         return code == SQLITE_DONE ? 0 : store_fail(store, code, "cannot read the operations");
@@ -264,7 +263,7 @@ int store_turn_put(struct store_turn *turn, const struct store_operation *operat
 }
 
 int store_turn_delete(struct store_turn *turn, const char *operation_id) {
-        const struct store_operation operation = { .operation_id = operation_id };
+        const struct store_operation operation = {.operation_id = operation_id};
         const char *column;
         int r = store_row_check(&operation, &column);
 
@@ -291,7 +290,8 @@ static int write_put(struct store *store, const struct change *change) {
 }
 
 static int write_delete(struct store *store, const struct change *change) {
-        int code = sqlite3_bind_text(store->statements[STORE_DELETE], 1, change->operation.operation_id, -1, SQLITE_STATIC);
+        int code = sqlite3_bind_text(store->statements[STORE_DELETE], 1, change->operation.operation_id, -1,
+                                     SQLITE_STATIC);
 
         if (code != SQLITE_OK)
                 return store_fail(store, code, "cannot bind an operation id");

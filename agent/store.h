@@ -19,7 +19,7 @@ struct store_turn;
 struct store_operation {
         const char *operation_id, *cluster_id, *job_id, *created_by;
         const char *boot_id;             /* under which the record's event-clock times were written */
-        struct span operation;           /* raw bytes of the command's Operation; empty: id remembered only (withdrawn) */
+        struct span operation;           /* raw bytes of the command's Operation; empty: only the id is kept */
         struct cancel_record record;
         const char *driver_state;        /* Spark's own last word, "" */
         const char *app_name;            /* "" */

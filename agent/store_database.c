@@ -75,10 +75,10 @@ int store_step(struct store *store, enum store_statement statement, const char *
 
 static int configure(struct store *store) {
         static const int switches[][2] = {
-                { SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1 },
-                { SQLITE_DBCONFIG_DEFENSIVE, 1 },
-                { SQLITE_DBCONFIG_ENABLE_TRIGGER, 0 },
-                { SQLITE_DBCONFIG_ENABLE_VIEW, 0 },
+                {SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1},
+                {SQLITE_DBCONFIG_DEFENSIVE, 1},
+                {SQLITE_DBCONFIG_ENABLE_TRIGGER, 0},
+                {SQLITE_DBCONFIG_ENABLE_VIEW, 0},
         };
 
         for (size_t i = 0; i < ARRAY_SIZE(switches); i++) {
@@ -94,7 +94,7 @@ static int configure(struct store *store) {
                           "PRAGMA trusted_schema = OFF;"
                           "PRAGMA cell_size_check = ON;"
                           "PRAGMA mmap_size = 0;"
-                          "PRAGMA cache_size = -256;"        /* KiB; what does not fit goes to the log early */
+                          "PRAGMA cache_size = -256;" /* KiB; what does not fit goes to the log early */
                           "PRAGMA temp_store = MEMORY;",
                           "cannot set up the connection");
 }
@@ -120,12 +120,15 @@ static int identify(struct store *store, uint32_t *ret_version) {
             (r = store_query_i64(store, "SELECT count(*) FROM sqlite_master", &objects)) < 0)
                 return r;
         if (application != STORE_APPLICATION_ID && (application != 0 || version != 0 || objects > 0))
-                return store_set_error(store, STORE_FOREIGN, "%s: a database of another program (application id %#" PRIx64
-                                       ", not %#x); it is left alone", store->path, application, STORE_APPLICATION_ID);
+                return store_set_error(store, STORE_FOREIGN,
+                                       "%s: a database of another program (application id %#" PRIx64
+                                       ", not %#x); it is left alone",
+                                       store->path, application, STORE_APPLICATION_ID);
         if (version > STORE_SCHEMA_VERSION)
-                return store_set_error(store, STORE_NEWER, "%s: written by a newer version (schema %" PRId64
-                                       "; this one knows up to %d); it is left alone", store->path, version,
-                                       STORE_SCHEMA_VERSION);
+                return store_set_error(store, STORE_NEWER,
+                                       "%s: written by a newer version (schema %" PRId64
+                                       "; this one knows up to %d); it is left alone",
+                                       store->path, version, STORE_SCHEMA_VERSION);
         if (version < 0)
                 return store_set_error(store, -EUCLEAN, "%s: schema version %" PRId64, store->path, version);
         *ret_version = (uint32_t)version;
@@ -184,7 +187,8 @@ static int check_whole(struct store *store) {
 }
 
 static int prepare(struct store *store, enum store_statement statement, const char *sql) {
-        int code = sqlite3_prepare_v3(store->db, sql, -1, SQLITE_PREPARE_PERSISTENT, &store->statements[statement], NULL);
+        int code =
+                sqlite3_prepare_v3(store->db, sql, -1, SQLITE_PREPARE_PERSISTENT, &store->statements[statement], NULL);
 
         return code == SQLITE_OK ? 0 : store_fail(store, code, "cannot prepare a statement");
 }
@@ -223,11 +227,9 @@ static int open_known(struct store *store, uint64_t real_usec, struct store_info
         r = identify(store, &version);
         if (r != 0)
                 return r;
-        if ((r = check_whole(store)) < 0 ||
-            (r = settle(store)) < 0 ||
+        if ((r = check_whole(store)) < 0 || (r = settle(store)) < 0 ||
             (r = store_schema_migrate(store, store_schema_steps, version, STORE_SCHEMA_VERSION, real_usec)) < 0 ||
-            (r = prepare_all(store)) < 0 ||
-            (r = store_schema_read_meta(store, info)) < 0)
+            (r = prepare_all(store)) < 0 || (r = store_schema_read_meta(store, info)) < 0)
                 return r;
         info->created = version == 0;
         info->schema_version = STORE_SCHEMA_VERSION;
@@ -238,8 +240,7 @@ static int open_known(struct store *store, uint64_t real_usec, struct store_info
 int store_database_open(struct store *store, uint64_t real_usec, struct store_info *info) {
         int r;
 
-        if ((r = store_files_prepare(store)) >= 0 &&
-            (r = connect_database(store)) >= 0)
+        if ((r = store_files_prepare(store)) >= 0 && (r = connect_database(store)) >= 0)
                 r = open_known(store, real_usec, info);
         if (r == -EBUSY) /* at any of these, the first that looks into the file */
                 return store_set_error(store, STORE_LOCKED, "%s: another program has the database open (sqlite3?)",

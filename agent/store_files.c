@@ -58,20 +58,23 @@ static int lock_refused(struct store *store, const char *directory, int fd) {
         uint64_t pid = lock_read_pid(fd);
 
         if (pid > 0)
-                return store_set_error(store, STORE_LOCKED, "%.160s: another agent works on this directory (pid %" PRIu64
-                                       ", by %s)", directory, pid, LOCK_NAME);
+                return store_set_error(store, STORE_LOCKED,
+                                       "%.160s: another agent works on this directory (pid %" PRIu64 ", by %s)",
+                                       directory, pid, LOCK_NAME);
         return store_set_error(store, STORE_LOCKED, "%.160s: another agent works on this directory (it holds %s)",
                                directory, LOCK_NAME);
 }
 
 static int lock_take(struct store *store, const char *directory) {
-        _cleanup_close_ int fd = openat(store->directory_fd, LOCK_NAME, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+        _cleanup_close_ int fd =
+                openat(store->directory_fd, LOCK_NAME, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 
         if (fd < 0)
                 return store_fail_errno(store, errno, "%.200s: cannot open %s", directory, LOCK_NAME);
         if (flock(fd, LOCK_EX | LOCK_NB) < 0)
-                return errno == EWOULDBLOCK ? lock_refused(store, directory, fd)
-                                            : store_fail_errno(store, errno, "%.200s: cannot lock %s", directory, LOCK_NAME);
+                return errno == EWOULDBLOCK
+                               ? lock_refused(store, directory, fd)
+                               : store_fail_errno(store, errno, "%.200s: cannot lock %s", directory, LOCK_NAME);
         lock_write_pid(fd);
         store->lock_fd = TAKE_FD(fd);
         return 0;
@@ -84,9 +87,11 @@ int store_files_open(struct store *store, const char *directory) {
                 return store_fail_errno(store, ENAMETOOLONG, "%.100s…: the state directory's path", directory);
         store->directory_fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (store->directory_fd < 0 && errno == ENOENT)
-                return store_set_error(store, -ENOENT, "%.120s: the state directory does not exist; systemd makes it "
-                                       "(StateDirectory=), elsewhere make it by hand, mode 0700, owned by the agent's user",
-                                       directory);
+                return store_set_error(
+                        store, -ENOENT,
+                        "%.120s: the state directory does not exist; systemd makes it "
+                        "(StateDirectory=), elsewhere make it by hand, mode 0700, owned by the agent's user",
+                        directory);
         if (store->directory_fd < 0)
                 return store_fail_errno(store, errno, "%.200s: cannot open the state directory", directory);
         return lock_take(store, directory);
@@ -192,8 +197,8 @@ static int aside_rename(struct store *store, const char *aside, const char *suff
         snprintf(from, sizeof(from), DATABASE_NAME "%s", suffix);
         snprintf(to, sizeof(to), "%s%s", aside, suffix);
         if (renameat(store->directory_fd, from, store->directory_fd, to) < 0 && errno != ENOENT)
-                return store_fail_errno(store, errno, "%.150s: it is corrupt (%.60s), and cannot be renamed to %s", store->path,
-                                        store->error, to);
+                return store_fail_errno(store, errno, "%.150s: it is corrupt (%.60s), and cannot be renamed to %s",
+                                        store->path, store->error, to);
         return 0;
 }
 
@@ -217,7 +222,7 @@ static int aside_name(struct store *store, uint64_t real_usec, char *name, size_
 }
 
 int store_files_set_aside(struct store *store, uint64_t real_usec, struct store_info *info) {
-        static const char *const suffixes[] = { "", "-wal", "-journal" };
+        static const char *const suffixes[] = {"", "-wal", "-journal"};
         char name[80];
         int r;
 

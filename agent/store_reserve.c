@@ -32,8 +32,8 @@ int store_reserve_configure(struct store *store) {
         int64_t limit = LOG_HEADER_BYTES + ((int64_t)store->reserve_pages + LOG_SLACK_PAGES) * LOG_FRAME_BYTES;
         char sql[160];
 
-        snprintf(sql, sizeof(sql), "PRAGMA journal_size_limit = %" PRId64 "; PRAGMA wal_autocheckpoint = %" PRIu32, limit,
-                 store->reserve_pages > 1 ? store->reserve_pages / 2 : STORE_RESERVE_PAGES / 2);
+        snprintf(sql, sizeof(sql), "PRAGMA journal_size_limit = %" PRId64 "; PRAGMA wal_autocheckpoint = %" PRIu32,
+                 limit, store->reserve_pages > 1 ? store->reserve_pages / 2 : STORE_RESERVE_PAGES / 2);
         return store_exec(store, sql, "cannot set up the log");
 }
 

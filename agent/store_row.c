@@ -19,7 +19,7 @@ enum column_type {
         COLUMN_WORD,      /* an enum by `words` */
         COLUMN_U32,
         COLUMN_I32,
-        COLUMN_U64,       /* 0 to INT64_MAX; -1: UINT64_MAX, which is "never" */
+        COLUMN_U64, /* 0 to INT64_MAX; -1: UINT64_MAX, which is "never" */
         COLUMN_I64,
 };
 
@@ -32,9 +32,11 @@ struct column {
 };
 
 static const char *const state_words[] = {
-        [CANCEL_SEARCH] = "SEARCH", [CANCEL_KILL] = "KILL",     [CANCEL_WAIT] = "WAIT",
-        [CANCEL_TERM] = "TERM",     [CANCEL_FORCE] = "FORCE",   [CANCEL_SETTLE] = "SETTLE",
-        [CANCEL_REPORT] = "REPORT", [CANCEL_QUARANTINE] = "QUARANTINE", [CANCEL_DONE] = "DONE",
+        [CANCEL_SEARCH] = "SEARCH", [CANCEL_KILL] = "KILL",
+        [CANCEL_WAIT] = "WAIT",     [CANCEL_TERM] = "TERM",
+        [CANCEL_FORCE] = "FORCE",   [CANCEL_SETTLE] = "SETTLE",
+        [CANCEL_REPORT] = "REPORT", [CANCEL_QUARANTINE] = "QUARANTINE",
+        [CANCEL_DONE] = "DONE",
 };
 static const char *const outcome_words[] = {
         [CANCEL_OUTCOME_NONE] = "NONE",
@@ -53,11 +55,16 @@ static const char *const outcome_words[] = {
         [CANCEL_INVALID_COMMAND] = "INVALID_COMMAND",
 };
 static const char *const spark_words[] = {
-        [CANCEL_WORD_NONE] = "NONE",           [CANCEL_WORD_SUBMITTED] = "SUBMITTED",
-        [CANCEL_WORD_RUNNING] = "RUNNING",     [CANCEL_WORD_FINISHED] = "FINISHED",
-        [CANCEL_WORD_RELAUNCHING] = "RELAUNCHING", [CANCEL_WORD_KILLED] = "KILLED",
-        [CANCEL_WORD_FAILED] = "FAILED",       [CANCEL_WORD_ERROR] = "ERROR",
-        [CANCEL_WORD_OTHER] = "OTHER",         [CANCEL_WORD_UNKNOWN_ID] = "UNKNOWN_ID",
+        [CANCEL_WORD_NONE] = "NONE",
+        [CANCEL_WORD_SUBMITTED] = "SUBMITTED",
+        [CANCEL_WORD_RUNNING] = "RUNNING",
+        [CANCEL_WORD_FINISHED] = "FINISHED",
+        [CANCEL_WORD_RELAUNCHING] = "RELAUNCHING",
+        [CANCEL_WORD_KILLED] = "KILLED",
+        [CANCEL_WORD_FAILED] = "FAILED",
+        [CANCEL_WORD_ERROR] = "ERROR",
+        [CANCEL_WORD_OTHER] = "OTHER",
+        [CANCEL_WORD_UNKNOWN_ID] = "UNKNOWN_ID",
 };
 static const char *const escalation_words[] = {
         [CANCEL_ESCALATION_NONE] = "NONE",
@@ -68,56 +75,57 @@ _Static_assert(ARRAY_SIZE(state_words) == CANCEL_STATE_MAX, "a word for each sta
 _Static_assert(ARRAY_SIZE(outcome_words) == CANCEL_OUTCOME_MAX, "a word for each outcome");
 _Static_assert(ARRAY_SIZE(spark_words) == CANCEL_WORD_MAX, "a word for each of Spark's");
 _Static_assert(sizeof(enum cancel_state) == 4 && sizeof(enum cancel_outcome) == 4 && sizeof(enum cancel_word) == 4 &&
-               sizeof(enum cancel_escalation) == 4, "COLUMN_WORD copies four bytes");
+                       sizeof(enum cancel_escalation) == 4,
+               "COLUMN_WORD copies four bytes");
 
 #define AT(field) offsetof(struct store_operation, field)
 #define WORDS(list) .type = COLUMN_WORD, .words = (list), .word_count = ARRAY_SIZE(list)
 
 static const struct column columns[] = {
-        { "operation_id", AT(operation_id), .type = COLUMN_TEXT }, /* the first: the key */
-        { "cluster_id", AT(cluster_id), .type = COLUMN_TEXT },
-        { "job_id", AT(job_id), .type = COLUMN_TEXT },
-        { "created_by", AT(created_by), .type = COLUMN_TEXT },
-        { "state", AT(record.state), WORDS(state_words) },
-        { "outcome", AT(record.outcome), WORDS(outcome_words) },
-        { "progress", AT(record.progress), WORDS(outcome_words) },
-        { "word", AT(record.word), WORDS(spark_words) },
-        { "escalation", AT(record.escalation), WORDS(escalation_words) },
-        { "dry_run", AT(record.dry_run), .type = COLUMN_FLAG },
-        { "withdrawn", AT(record.withdrawn), .type = COLUMN_FLAG },
-        { "supervised", AT(record.supervised), .type = COLUMN_FLAG },
-        { "master_answered", AT(record.master_answered), .type = COLUMN_FLAG },
-        { "refused_auth", AT(record.refused_auth), .type = COLUMN_FLAG },
-        { "command_driver_id", AT(record.command_driver_id), .type = COLUMN_DRIVER_ID },
-        { "driver_id", AT(record.driver_id), .type = COLUMN_DRIVER_ID },
-        { "driver_state", AT(driver_state), .type = COLUMN_TEXT },
-        { "boot_id", AT(boot_id), .type = COLUMN_TEXT },
-        { "pid", AT(record.process.pid), .type = COLUMN_I32 },
-        { "start_ticks", AT(record.process.start_ticks), .type = COLUMN_U64 },
-        { "worker_pid", AT(record.process.worker_pid), .type = COLUMN_I32 },
-        { "worker_start_ticks", AT(record.process.worker_start_ticks), .type = COLUMN_U64 },
-        { "kill_requests", AT(record.kill_requests), .type = COLUMN_U32 },
-        { "leftover_processes", AT(record.leftover_processes), .type = COLUMN_I32 },
-        { "received_usec", AT(record.received_usec), .type = COLUMN_U64 },
-        { "received_real_usec", AT(record.received_real_usec), .type = COLUMN_U64 },
-        { "deadline_usec", AT(record.deadline_usec), .type = COLUMN_U64 },
-        { "deadline_real_usec", AT(record.deadline_real_usec), .type = COLUMN_U64 },
-        { "killed_usec", AT(record.killed_usec), .type = COLUMN_U64 },
-        { "answered_usec", AT(record.answered_usec), .type = COLUMN_U64 },
-        { "accepted_usec", AT(record.accepted_usec), .type = COLUMN_U64 },
-        { "accepted_real_usec", AT(record.accepted_real_usec), .type = COLUMN_U64 },
-        { "ended_usec", AT(record.ended_usec), .type = COLUMN_U64 },
-        { "ended_real_usec", AT(record.ended_real_usec), .type = COLUMN_U64 },
-        { "started_real_usec", AT(started_real_usec), .type = COLUMN_U64 },
-        { "done_real_usec", AT(done_real_usec), .type = COLUMN_U64 },
-        { "app_name", AT(app_name), .type = COLUMN_TEXT },
-        { "message", AT(message), .type = COLUMN_TEXT },
-        { "sequence", AT(sequence), .type = COLUMN_I64 },
-        { "acknowledged_sequence", AT(acknowledged_sequence), .type = COLUMN_I64 },
-        { "report_sequence", AT(report_sequence), .type = COLUMN_I64 },
-        { "report_final", AT(report_final), .type = COLUMN_FLAG },
-        { "operation", AT(operation), .type = COLUMN_BLOB },
-        { "report", AT(report), .type = COLUMN_BLOB },
+        {"operation_id", AT(operation_id), .type = COLUMN_TEXT}, /* the first: the key */
+        {"cluster_id", AT(cluster_id), .type = COLUMN_TEXT},
+        {"job_id", AT(job_id), .type = COLUMN_TEXT},
+        {"created_by", AT(created_by), .type = COLUMN_TEXT},
+        {"state", AT(record.state), WORDS(state_words)},
+        {"outcome", AT(record.outcome), WORDS(outcome_words)},
+        {"progress", AT(record.progress), WORDS(outcome_words)},
+        {"word", AT(record.word), WORDS(spark_words)},
+        {"escalation", AT(record.escalation), WORDS(escalation_words)},
+        {"dry_run", AT(record.dry_run), .type = COLUMN_FLAG},
+        {"withdrawn", AT(record.withdrawn), .type = COLUMN_FLAG},
+        {"supervised", AT(record.supervised), .type = COLUMN_FLAG},
+        {"master_answered", AT(record.master_answered), .type = COLUMN_FLAG},
+        {"refused_auth", AT(record.refused_auth), .type = COLUMN_FLAG},
+        {"command_driver_id", AT(record.command_driver_id), .type = COLUMN_DRIVER_ID},
+        {"driver_id", AT(record.driver_id), .type = COLUMN_DRIVER_ID},
+        {"driver_state", AT(driver_state), .type = COLUMN_TEXT},
+        {"boot_id", AT(boot_id), .type = COLUMN_TEXT},
+        {"pid", AT(record.process.pid), .type = COLUMN_I32},
+        {"start_ticks", AT(record.process.start_ticks), .type = COLUMN_U64},
+        {"worker_pid", AT(record.process.worker_pid), .type = COLUMN_I32},
+        {"worker_start_ticks", AT(record.process.worker_start_ticks), .type = COLUMN_U64},
+        {"kill_requests", AT(record.kill_requests), .type = COLUMN_U32},
+        {"leftover_processes", AT(record.leftover_processes), .type = COLUMN_I32},
+        {"received_usec", AT(record.received_usec), .type = COLUMN_U64},
+        {"received_real_usec", AT(record.received_real_usec), .type = COLUMN_U64},
+        {"deadline_usec", AT(record.deadline_usec), .type = COLUMN_U64},
+        {"deadline_real_usec", AT(record.deadline_real_usec), .type = COLUMN_U64},
+        {"killed_usec", AT(record.killed_usec), .type = COLUMN_U64},
+        {"answered_usec", AT(record.answered_usec), .type = COLUMN_U64},
+        {"accepted_usec", AT(record.accepted_usec), .type = COLUMN_U64},
+        {"accepted_real_usec", AT(record.accepted_real_usec), .type = COLUMN_U64},
+        {"ended_usec", AT(record.ended_usec), .type = COLUMN_U64},
+        {"ended_real_usec", AT(record.ended_real_usec), .type = COLUMN_U64},
+        {"started_real_usec", AT(started_real_usec), .type = COLUMN_U64},
+        {"done_real_usec", AT(done_real_usec), .type = COLUMN_U64},
+        {"app_name", AT(app_name), .type = COLUMN_TEXT},
+        {"message", AT(message), .type = COLUMN_TEXT},
+        {"sequence", AT(sequence), .type = COLUMN_I64},
+        {"acknowledged_sequence", AT(acknowledged_sequence), .type = COLUMN_I64},
+        {"report_sequence", AT(report_sequence), .type = COLUMN_I64},
+        {"report_final", AT(report_final), .type = COLUMN_FLAG},
+        {"operation", AT(operation), .type = COLUMN_BLOB},
+        {"report", AT(report), .type = COLUMN_BLOB},
 };
 
 /* ---- fields by their offset; memcpy, since the compiler may not be told lies about types ------------------ */
@@ -187,10 +195,8 @@ int store_row_put_sql(struct buffer *sql) {
         int r;
 
         /* Not INSERT OR REPLACE: that deletes and inserts, and the row would lose its place in the order. */
-        if ((r = buffer_append_text(sql, "INSERT INTO operations (")) < 0 ||
-            (r = append_list(sql, "$", 0)) < 0 ||
-            (r = buffer_append_text(sql, ") VALUES (")) < 0 ||
-            (r = append_list(sql, "?", 0)) < 0 ||
+        if ((r = buffer_append_text(sql, "INSERT INTO operations (")) < 0 || (r = append_list(sql, "$", 0)) < 0 ||
+            (r = buffer_append_text(sql, ") VALUES (")) < 0 || (r = append_list(sql, "?", 0)) < 0 ||
             (r = buffer_append_text(sql, ") ON CONFLICT (operation_id) DO UPDATE SET ")) < 0 ||
             (r = append_list(sql, "$ = excluded.$", 1)) < 0)
                 return r;
@@ -200,8 +206,7 @@ int store_row_put_sql(struct buffer *sql) {
 int store_row_select_sql(struct buffer *sql) {
         int r;
 
-        if ((r = buffer_append_text(sql, "SELECT ")) < 0 ||
-            (r = append_list(sql, "$", 0)) < 0 ||
+        if ((r = buffer_append_text(sql, "SELECT ")) < 0 || (r = append_list(sql, "$", 0)) < 0 ||
             (r = buffer_append_text(sql, " FROM operations ORDER BY id")) < 0)
                 return r;
         return 0;
@@ -272,8 +277,8 @@ static int bind_column(sqlite3_stmt *statement, int index, const struct store_op
                 struct span span = field_span(operation, column);
 
                 /* a NULL pointer would be bound as NULL, which is another thing than an empty blob */
-                return sqlite3_bind_blob(statement, index, span.size > 0 ? (const void *)span.data : "",
-                                         (int)span.size, SQLITE_STATIC);
+                return sqlite3_bind_blob(statement, index, span.size > 0 ? (const void *)span.data : "", (int)span.size,
+                                         SQLITE_STATIC);
         }
         case COLUMN_FLAG:
                 return sqlite3_bind_int64(statement, index, field_flag(operation, column));
@@ -422,8 +427,8 @@ int store_row_read(struct store *store, sqlite3_stmt *statement, struct store_op
                 if (sqlite3_errcode(store->db) == SQLITE_NOMEM)
                         return store_fail(store, SQLITE_NOMEM, "cannot read an operation");
                 return store_set_error(store, -EBADMSG, "%s: operation %.60s: column %s is %s", store->path,
-                                       operation.operation_id ? operation.operation_id : "(no id)",
-                                       columns[i].name, wrong);
+                                       operation.operation_id ? operation.operation_id : "(no id)", columns[i].name,
+                                       wrong);
         }
         *ret = operation;
         return 0;
@@ -452,7 +457,7 @@ static char *copy_text(struct store_operation *target, const struct column *colu
 }
 
 static char *copy_blob(struct store_operation *target, const struct column *column, struct span span, char *arena) {
-        struct span copy = { .data = (const uint8_t *)arena, .size = span.size };
+        struct span copy = {.data = (const uint8_t *)arena, .size = span.size};
 
         if (span.size > 0)
                 memcpy(arena, span.data, span.size);

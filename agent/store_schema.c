@@ -2,11 +2,12 @@
 /*
  * Tables and versions. `user_version` of the file is the schema's version; each step brings it one further, all of
  * them in one transaction, so a crash in the midst leaves the old version. A step is frozen once it was released:
- * what this program reads and writes stands in store_row.c, and a test compares the two.
+ * what this program reads and writes stands in store_row.c, and the round-trip test needs both to agree.
  *
  * How to add a column: a line in store_row.c, a step "ALTER TABLE operations ADD COLUMN x TYPE NOT NULL DEFAULT …"
- * here (never in step 1), STORE_SCHEMA_VERSION up. Old rows get the default. There are no CHECKs on purpose: quick_check would call
- * a database corrupt for a word that a later version knows; store_row_read() says better what is wrong.
+ * here (never in step 1), STORE_SCHEMA_VERSION up. Old rows get the default. There are no CHECKs on purpose:
+ * quick_check would call a database corrupt for a word that a later version knows; store_row_read() says better what is
+ * wrong.
  *
  * SQLite 3.34 (RHEL 9) is the oldest we build for: no STRICT tables, no RETURNING, no DROP COLUMN.
  */
@@ -72,7 +73,7 @@ static const char step_1[] =
         "PRAGMA application_id = " TEXT_OF(STORE_APPLICATION_ID) ";";
 
 const struct store_step store_schema_steps[STORE_SCHEMA_VERSION] = {
-        { .sql = step_1 },
+        {.sql = step_1},
 };
 
 static int write_meta(struct store *store, uint64_t real_usec) {
@@ -80,7 +81,8 @@ static int write_meta(struct store *store, uint64_t real_usec) {
 
         snprintf(sql, sizeof(sql),
                  "INSERT INTO meta (name, value) VALUES ('revision', 0), ('sequence_base', %" PRIu64 "),"
-                 " ('created_real_usec', %" PRIu64 ")", real_usec, real_usec);
+                 " ('created_real_usec', %" PRIu64 ")",
+                 real_usec, real_usec);
         return store_exec(store, sql, "cannot write the first rows");
 }
 

@@ -9,6 +9,9 @@
  * that there is room, which for a pipe means room for that many bytes: the write does not block. A reader that
  * hangs costs STDERR_WAIT_MSEC once; from then on lines are dropped and counted until there is room again.
  *
+ * journald's socket is different: sd_journal_sendv(3) waits while journald takes nothing, as every service's log does;
+ * systemd's own watchdog over journald bounds that.
+ *
  * Traps: $JOURNAL_STREAM is inherited by children whose stderr is something else, hence the comparison with
  * what stderr is now (systemd.exec(5)). A message may hold a peer's bytes: everything is escaped here.
  */

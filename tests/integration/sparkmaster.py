@@ -46,7 +46,7 @@ free port and never waits longer than a test asked for.
       .on_kill = function(driver)             in place of the Worker's work, on a thread; must set the state itself
       .on_create = function(driver, request)  after a create was answered, on a thread; usually place()s a process
 
-    FAULTS: what happens to the next `count` requests of `route`
+    FAULTS: what happens to the next `count` requests of `route` ("the real answer": what was asked is also done)
       "hang"                     read it and never answer
       "close" / "reset"          close, or reset, the connection without an answer
       "unanswered"               do what was asked, then close: the answer is lost
@@ -54,8 +54,8 @@ free port and never waits longer than a test asked for.
       "status", code=503         an HTML error page (also 403, 404, 500, a redirect with location="...")
       "delay", seconds=1.0       then the real answer
       "drip", seconds=0.05       the real answer, that long between single bytes
-      "truncated"                Content-Length as announced, half of the body, close
-      "broken"                   a complete answer whose JSON stops half way
+      "truncated"                the real answer: Content-Length as announced, half of the body, close
+      "broken"                   the real answer, complete but with JSON that stops half way
       "action", action="..."     the real answer under another `action`
       "huge", size=1 MiB         JSON with a message of that size
       "body", body=b"", code=200, content_type="application/json;charset=utf-8"    any bytes

@@ -254,7 +254,7 @@ class Cluster:
         ui_port = self.master.wait_line(r"MasterWebUI.* at http://.*:(\d+)$", 30).group(1)
         rest_port = self.master.wait_line(r"Started REST server .* on 127\.0\.0\.1 with port (\d+)", 30).group(1)
         self.ui_url, self.rest_url = f"http://127.0.0.1:{ui_port}", f"http://127.0.0.1:{rest_port}"
-        self.master.wait_line(r"New state: ALIVE", 30)
+        self.master.wait_line(r"New state: ALIVE|Recovery complete", 60)
 
     def start_worker(self):
         log = self.directory / "worker.log"

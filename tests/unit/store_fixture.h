@@ -47,12 +47,12 @@ struct fixture {
 };
 
 /* Fails the test, also in a forked child, where cmocka's asserts would run the parent's clean-up. */
-#define CHECK(condition)                                                                        \
-        do {                                                                                    \
-                if (!(condition)) {                                                             \
-                        fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);         \
-                        _exit(1);                                                               \
-                }                                                                               \
+#define CHECK(condition)                                                                                               \
+        do {                                                                                                           \
+                if (!(condition)) {                                                                                    \
+                        fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                \
+                        _exit(1);                                                                                      \
+                }                                                                                                      \
         } while (0)
 
 static inline uint64_t test_seed(void) {
@@ -117,7 +117,8 @@ static inline uint8_t *read_bytes(const struct fixture *f, const char *name, siz
         return bytes;
 }
 
-static inline void write_bytes(const struct fixture *f, const char *name, size_t offset, const void *bytes, size_t size) {
+static inline void write_bytes(const struct fixture *f, const char *name, size_t offset, const void *bytes,
+                               size_t size) {
         char path[480];
         int fd = open(path_of(f, name, path, sizeof(path)), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
 
@@ -188,7 +189,8 @@ struct sample {
 };
 
 static inline void random_text(char *text, size_t size, uint64_t *seed) {
-        static const char *const pieces[] = { "a", "Z", "0", "'", "\"", "%s", "\n", "\x01", "é", "日本", ";--", " ", "\xff" };
+        static const char *const pieces[] = {"a",    "Z", "0",    "'",   "\"", "%s",  "\n",
+                                             "\x01", "é", "日本", ";--", " ",  "\xff"};
         size_t pieces_count = base_random_next(seed) % 40;
 
         text[0] = '\0';
@@ -230,7 +232,7 @@ static inline struct span random_blob(uint8_t *bytes, size_t max, uint64_t *seed
 
         for (size_t i = 0; i < size; i++)
                 bytes[i] = (uint8_t)base_random_next(seed);
-        return (struct span){ .data = bytes, .size = size };
+        return (struct span){.data = bytes, .size = size};
 }
 
 static inline void random_record(struct cancel_record *record, uint64_t *seed) {
@@ -293,13 +295,20 @@ static inline void sample_make(struct sample *sample, const char *id, uint64_t *
 
 /* A plain operation as the agent makes them. */
 static inline struct store_operation plain_operation(const char *id, int64_t sequence) {
-        static const uint8_t bytes[300] = { 0x0a, 0x03 };
+        static const uint8_t bytes[300] = {0x0a, 0x03};
 
         return (struct store_operation){
-                .operation_id = id, .cluster_id = "c1", .job_id = "j1", .created_by = "u1",
-                .boot_id = "8f1d2f3c-0000-4000-8000-000000000000", .driver_state = "RUNNING", .app_name = "",
-                .message = "", .operation = { bytes, sizeof(bytes) }, .sequence = sequence,
-                .record = { .state = CANCEL_KILL, .word = CANCEL_WORD_RUNNING, .driver_id = "driver-20251124-0001" },
+                .operation_id = id,
+                .cluster_id = "c1",
+                .job_id = "j1",
+                .created_by = "u1",
+                .boot_id = "8f1d2f3c-0000-4000-8000-000000000000",
+                .driver_state = "RUNNING",
+                .app_name = "",
+                .message = "",
+                .operation = {bytes, sizeof(bytes)},
+                .sequence = sequence,
+                .record = {.state = CANCEL_KILL, .word = CANCEL_WORD_RUNNING, .driver_id = "driver-20251124-0001"},
         };
 }
 
@@ -315,13 +324,13 @@ static inline bool record_equal(const struct cancel_record *a, const struct canc
                strcmp(a->command_driver_id, b->command_driver_id) == 0 && strcmp(a->driver_id, b->driver_id) == 0 &&
                a->process.pid == b->process.pid && a->process.worker_pid == b->process.worker_pid &&
                a->process.start_ticks == b->process.start_ticks &&
-               a->process.worker_start_ticks == b->process.worker_start_ticks &&
-               a->kill_requests == b->kill_requests && a->leftover_processes == b->leftover_processes &&
-               a->received_usec == b->received_usec && a->received_real_usec == b->received_real_usec &&
-               a->deadline_usec == b->deadline_usec && a->deadline_real_usec == b->deadline_real_usec &&
-               a->killed_usec == b->killed_usec && a->answered_usec == b->answered_usec && a->accepted_usec == b->accepted_usec &&
-               a->accepted_real_usec == b->accepted_real_usec && a->ended_usec == b->ended_usec &&
-               a->ended_real_usec == b->ended_real_usec;
+               a->process.worker_start_ticks == b->process.worker_start_ticks && a->kill_requests == b->kill_requests &&
+               a->leftover_processes == b->leftover_processes && a->received_usec == b->received_usec &&
+               a->received_real_usec == b->received_real_usec && a->deadline_usec == b->deadline_usec &&
+               a->deadline_real_usec == b->deadline_real_usec && a->killed_usec == b->killed_usec &&
+               a->answered_usec == b->answered_usec &&
+               a->accepted_usec == b->accepted_usec && a->accepted_real_usec == b->accepted_real_usec &&
+               a->ended_usec == b->ended_usec && a->ended_real_usec == b->ended_real_usec;
 }
 
 static inline bool operation_equal(const struct store_operation *a, const struct store_operation *b) {

@@ -381,6 +381,52 @@ static void test_reader_that_does_not_read(void **state) {
         server_stop(&server);
 }
 
+static uint64_t clock_usec(clockid_t clock) {
+        struct timespec now;
+        assert_int_equal(clock_gettime(clock, &now), 0);
+        return (uint64_t)now.tv_sec * USEC_PER_SEC + (uint64_t)now.tv_nsec / 1000;
+}
+
+/* Other users hammer at the costly call: the loop keeps most of its time for its work. */
+static void test_hammering(void **state) {
+        struct server server = {.extra_rows = BUS_ROWS_MAX};
+        pid_t pids[3];
+        clockid_t clock;
+        int status;
+
+        (void)state;
+        if (geteuid() != 0) {
+                print_message("skipped: only root can become other users\n");
+                skip();
+        }
+        server_start(&server);
+        assert_int_equal(clock_getcpuclockid(server.pid, &clock), 0);
+        uint64_t begin_usec = clock_usec(CLOCK_MONOTONIC), begin_cpu_usec = clock_usec(clock);
+        (void)fflush(NULL);
+        for (size_t i = 0; i < ARRAY_SIZE(pids); i++) {
+                pids[i] = fork();
+                assert_true(pids[i] >= 0);
+                if (pids[i] > 0)
+                        continue;
+                if (setgroups(0, NULL) < 0 || setresgid(1, 1, 1) < 0 ||
+                    setresuid(OTHER_USER, OTHER_USER, OTHER_USER) < 0)
+                        _exit(100);
+                sd_bus *bus = client(server.path);
+                while (bus && clock_usec(CLOCK_MONOTONIC) < begin_usec + USEC_PER_SEC)
+                        if (sd_bus_call_method(bus, NULL, BUS_PATH, BUS_NAME, "List", NULL, NULL, "b", 1) < 0)
+                                _exit(101);
+                _exit(bus ? 0 : 102);
+        }
+        for (size_t i = 0; i < ARRAY_SIZE(pids); i++) {
+                assert_int_equal(waitpid(pids[i], &status, 0), pids[i]);
+                assert_int_equal(status, 0);
+        }
+        uint64_t took_usec = clock_usec(CLOCK_MONOTONIC) - begin_usec, cpu_usec = clock_usec(clock) - begin_cpu_usec;
+        print_message("%" PRIu64 "%% of the loop's time\n", cpu_usec * 100 / took_usec);
+        assert_true(cpu_usec * 100 / took_usec < 35);
+        server_stop(&server);
+}
+
 /* ---- the socket ----------------------------------------------------------------------------------- */
 
 static void test_socket(void **state) {
@@ -463,6 +509,7 @@ int main(void) {
                 cmocka_unit_test(test_privileged_displaces),
                 cmocka_unit_test(test_garbage),
                 cmocka_unit_test(test_reader_that_does_not_read),
+                cmocka_unit_test(test_hammering),
                 cmocka_unit_test(test_socket),
                 cmocka_unit_test(test_busctl),
         };

@@ -486,6 +486,9 @@ static void test_long_lines(void **state) {
         assert_non_null(
                 strstr(refused(buffer_text(&text)), ":9: connect_timeout: 'x' is not a time")); /* counts real lines */
         text.size = 0;
+        assert_int_equal(buffer_append_format(&text, "[spark]\nmasters = %s\n[agent]\n  bad\n", buffer_text(&list)), 0);
+        assert_string_equal(refused(buffer_text(&text)), ":4: neither [section] nor key = value");
+        text.size = 0;
         assert_int_equal(buffer_append_format(&text, "[spark]\nmasters = %s, http://one-more:1\n", buffer_text(&list)),
                          0);
         assert_non_null(strstr(refused(buffer_text(&text)),

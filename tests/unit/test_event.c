@@ -113,6 +113,9 @@ static void test_run_again(void **state) {
         }
         event_exit(f->event, 9); /* before the run: it returns at once */
         assert_int_equal(event_run(f->event), 9);
+        event_exit(f->event, -EIO);
+        event_exit(f->event, 0); /* a failure is not made good by what follows it */
+        assert_int_equal(event_run(f->event), -EIO);
 }
 
 static int fail_after_exit(void *userdata) {
@@ -283,27 +286,38 @@ static int on_deferred_again(void *userdata) {
         struct fixture *f = userdata;
         if (++f->calls < 5)
                 return event_deferred_schedule(f->source);
-        f->source = event_source_free(f->source);
-        f->other = event_source_free(f->other); /* scheduled: must not be called */
         event_exit(f->event, 0);
         return 0;
 }
 
-static void test_deferred_again_and_freed(void **state) {
+static void test_deferred_again(void **state) {
         struct fixture *f = *state;
 
         assert_int_equal(event_add_deferred(f->event, "a", on_deferred_again, f, &f->source), 0);
+        assert_int_equal(event_deferred_schedule(f->source), 0);
+        assert_int_equal(event_run(f->event), 0);
+        assert_int_equal(f->calls, 5);
+}
+
+static int on_deferred_frees(void *userdata) {
+        struct fixture *f = userdata;
+        f->source = event_source_free(f->source);
+        f->other = event_source_free(f->other); /* is scheduled: must not be called */
+        return 0;
+}
+
+static void test_deferred_freed(void **state) {
+        struct fixture *f = *state;
+        struct event_source *last;
+
+        assert_int_equal(event_add_deferred(f->event, "a", on_deferred_frees, f, &f->source), 0);
         assert_int_equal(event_add_deferred(f->event, "b", never, f, &f->other), 0);
-        f->calls = 4;
+        assert_int_equal(event_add_deferred(f->event, "c", exit_five, f, &last), 0);
         assert_int_equal(event_deferred_schedule(f->source), 0);
         assert_int_equal(event_deferred_schedule(f->other), 0);
-        assert_int_equal(event_run(f->event), 0);
-        assert_int_equal(f->calls, 5);
-        assert_int_equal(event_add_deferred(f->event, "a", on_deferred_again, f, &f->source), 0);
-        f->calls = 0;
-        assert_int_equal(event_deferred_schedule(f->source), 0);
-        assert_int_equal(event_run(f->event), 0);
-        assert_int_equal(f->calls, 5);
+        assert_int_equal(event_deferred_schedule(last), 0);
+        assert_int_equal(event_run(f->event), 5);
+        event_source_free(last);
 }
 
 /* ---- io and signals ------------------------------------------------------------------------------- */
@@ -311,6 +325,7 @@ static void test_deferred_again_and_freed(void **state) {
 static int on_hup(uint32_t epoll_events, void *userdata) {
         struct fixture *f = userdata;
         assert_true(epoll_events & EPOLLHUP);
+        assert_int_equal(f->result, 1); /* not while it was paused */
         f->source = event_source_free(f->source);
         event_exit(f->event, 4);
         return 0;
@@ -318,7 +333,7 @@ static int on_hup(uint32_t epoll_events, void *userdata) {
 
 static int resume_io(void *userdata) {
         struct fixture *f = userdata;
-        assert_int_equal(f->calls, 0);
+        f->result = 1;
         return event_io_set(f->source, EPOLLIN);
 }
 
@@ -490,7 +505,8 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_free_in_callback, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_deferred_after_io, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_deferred_is_not_starved, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_deferred_again_and_freed, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_deferred_again, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_deferred_freed, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_io_paused, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_signal, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_worker, setup, teardown),

@@ -35,7 +35,7 @@ static mode_t mode_of(const struct fixture *f, const char *name) {
 }
 
 static void test_modes(void **state) {
-        static const mode_t masks[] = { 0, 0077, 0777 };
+        static const mode_t masks[] = {0, 0077, 0777};
         struct fixture *f = *state;
 
         for (size_t i = 0; i < ARRAY_SIZE(masks); i++) {
@@ -67,7 +67,8 @@ static void test_settings(void **state) {
         assert_int_equal(query_sql(f, "agent.db", "PRAGMA application_id"), STORE_APPLICATION_ID);
         assert_int_equal(query_sql(f, "agent.db", "PRAGMA user_version"), 1);
         assert_int_equal(query_sql(f, "agent.db", "PRAGMA auto_vacuum"), 0);
-        assert_int_equal(query_sql(f, "agent.db", "SELECT count(*) FROM pragma_journal_mode WHERE journal_mode = 'wal'"), 1);
+        assert_int_equal(
+                query_sql(f, "agent.db", "SELECT count(*) FROM pragma_journal_mode WHERE journal_mode = 'wal'"), 1);
 }
 
 /* ---- what is stored comes back ------------------------------------------------------------------------------ */
@@ -111,13 +112,13 @@ static void test_round_trip(void **state) {
 static void test_turn_copies(void **state) {
         struct fixture *f = *state;
         char id[] = "op-1", job[] = "job-1";
-        uint8_t raw[] = { 1, 2, 3 };
+        uint8_t raw[] = {1, 2, 3};
         struct store_operation operation = plain_operation(id, 1);
         struct store_turn *turn;
 
         open_store(f);
         operation.job_id = job;
-        operation.operation = (struct span){ raw, sizeof(raw) };
+        operation.operation = (struct span){raw, sizeof(raw)};
         turn = new_turn(f);
         assert_int_equal(store_turn_put(turn, &operation), 0);
         memset(id, 'x', 4);
@@ -136,7 +137,7 @@ static void test_turn_copies(void **state) {
 /* A missing text is "", a missing span is an empty one; neither is NULL in the database. */
 static void test_empty_operation(void **state) {
         struct fixture *f = *state;
-        const struct store_operation bare = { .operation_id = "op-1" };
+        const struct store_operation bare = {.operation_id = "op-1"};
 
         open_store(f);
         assert_int_equal(commit_one(f, &bare), 0);
@@ -160,9 +161,11 @@ static void test_people_can_read_it(void **state) {
         operation.record.deadline_usec = USEC_NEVER;
         assert_int_equal(commit_one(f, &operation), 0);
         close_store(f);
-        assert_int_equal(query_sql(f, "agent.db", "SELECT count(*) FROM operations WHERE state = 'REPORT' AND outcome = "
+        assert_int_equal(query_sql(f, "agent.db",
+                                   "SELECT count(*) FROM operations WHERE state = 'REPORT' AND outcome = "
                                    "'ALREADY_DONE' AND word = 'FINISHED' AND escalation = 'SIGTERM' AND "
-                                   "deadline_usec = -1 AND typeof(operation) = 'blob'"), 1);
+                                   "deadline_usec = -1 AND typeof(operation) = 'blob'"),
+                         1);
 }
 
 /* ---- turns -------------------------------------------------------------------------------------------------- */
@@ -252,8 +255,8 @@ static void test_put_refuses(void **state) {
         struct fixture *f = *state;
         struct store_operation o[14];
         static const int results[] = {
-                -EINVAL, -EINVAL, -EINVAL, -EINVAL, -EINVAL, -EINVAL, -EINVAL, -EINVAL, -EINVAL, -ERANGE, -EMSGSIZE,
-                -EMSGSIZE, -EINVAL, -EINVAL,
+                -EINVAL, -EINVAL, -EINVAL, -EINVAL,   -EINVAL,   -EINVAL, -EINVAL,
+                -EINVAL, -EINVAL, -ERANGE, -EMSGSIZE, -EMSGSIZE, -EINVAL, -EINVAL,
         };
         _Static_assert(ARRAY_SIZE(o) == ARRAY_SIZE(results), "one result each");
         struct store_turn *turn;
@@ -272,8 +275,8 @@ static void test_put_refuses(void **state) {
         memset(o[8].record.command_driver_id, 'x', sizeof(o[8].record.command_driver_id));
         o[9].record.killed_usec = (uint64_t)INT64_MAX + 1;
         o[10].message = text;
-        o[11].report = (struct span){ bytes, sizeof(bytes) };
-        o[12].operation = (struct span){ NULL, 1 };
+        o[11].report = (struct span){bytes, sizeof(bytes)};
+        o[12].operation = (struct span){NULL, 1};
         o[13].record.escalation = (enum cancel_escalation)3;
 
         open_store(f);
@@ -297,7 +300,7 @@ static void test_put_limits(void **state) {
         memset(text, 'x', sizeof(text) - 1);
         operation.cluster_id = operation.job_id = operation.created_by = operation.boot_id = text;
         operation.driver_state = operation.app_name = operation.message = text;
-        operation.operation = operation.report = (struct span){ bytes, sizeof(bytes) };
+        operation.operation = operation.report = (struct span){bytes, sizeof(bytes)};
         memset(operation.record.driver_id, 'x', DRIVER_ID_MAX);
 
         open_store(f);
@@ -477,14 +480,16 @@ static void test_locked(void **state) {
         char pid[40], error[300];
 
         open_store(f);
-        assert_int_equal(store_open(f->event, f->directory, NOW_REAL_USEC, &info, error, sizeof(error), &second), STORE_LOCKED);
+        assert_int_equal(store_open(f->event, f->directory, NOW_REAL_USEC, &info, error, sizeof(error), &second),
+                         STORE_LOCKED);
         assert_null(second);
         snprintf(pid, sizeof(pid), "pid %ld", (long)getpid());
         assert_non_null(strstr(error, pid));
         assert_non_null(strstr(error, f->directory));
 
         write_bytes(f, "agent.lock", 0, "99999999999999999999999", 23); /* rubbish in it is no pid */
-        assert_int_equal(store_open(f->event, f->directory, NOW_REAL_USEC, &info, error, sizeof(error), &second), STORE_LOCKED);
+        assert_int_equal(store_open(f->event, f->directory, NOW_REAL_USEC, &info, error, sizeof(error), &second),
+                         STORE_LOCKED);
         assert_non_null(strstr(error, f->directory));
         assert_null(strstr(error, "pid"));
         close_store(f);
@@ -609,26 +614,26 @@ static void test_bad_rows(void **state) {
         static const struct {
                 const char *sql, *column;
         } cases[] = {
-                { "UPDATE operations SET state = 'SEARCHING'", "state" },
-                { "UPDATE operations SET state = ''", "state" },
-                { "UPDATE operations SET outcome = 3", "outcome" },
-                { "UPDATE operations SET word = x'00'", "word" },
-                { "UPDATE operations SET escalation = 'sigterm'", "escalation" },
-                { "UPDATE operations SET dry_run = 2", "dry_run" },
-                { "UPDATE operations SET dry_run = 'yes'", "dry_run" },
-                { "UPDATE operations SET pid = 2147483648", "pid" },
-                { "UPDATE operations SET kill_requests = -1", "kill_requests" },
-                { "UPDATE operations SET kill_requests = 1.5", "kill_requests" },
-                { "UPDATE operations SET killed_usec = -2", "killed_usec" },
-                { "UPDATE operations SET driver_id = '../../etc'", "driver_id" },
-                { "UPDATE operations SET driver_id = printf('%0129d', 1)", "driver_id" },
-                { "UPDATE operations SET command_driver_id = '.'", "command_driver_id" },
-                { "UPDATE operations SET message = x'41'", "message" },
-                { "UPDATE operations SET message = 'a' || char(0) || 'b'", "message" },
-                { "UPDATE operations SET message = printf('%017000d', 1)", "message" },
-                { "UPDATE operations SET operation = 'text'", "operation" },
-                { "UPDATE operations SET report = zeroblob(262145)", "report" },
-                { "UPDATE operations SET sequence = 'many'", "sequence" },
+                {"UPDATE operations SET state = 'SEARCHING'", "state"},
+                {"UPDATE operations SET state = ''", "state"},
+                {"UPDATE operations SET outcome = 3", "outcome"},
+                {"UPDATE operations SET word = x'00'", "word"},
+                {"UPDATE operations SET escalation = 'sigterm'", "escalation"},
+                {"UPDATE operations SET dry_run = 2", "dry_run"},
+                {"UPDATE operations SET dry_run = 'yes'", "dry_run"},
+                {"UPDATE operations SET pid = 2147483648", "pid"},
+                {"UPDATE operations SET kill_requests = -1", "kill_requests"},
+                {"UPDATE operations SET kill_requests = 1.5", "kill_requests"},
+                {"UPDATE operations SET killed_usec = -2", "killed_usec"},
+                {"UPDATE operations SET driver_id = '../../etc'", "driver_id"},
+                {"UPDATE operations SET driver_id = printf('%0129d', 1)", "driver_id"},
+                {"UPDATE operations SET command_driver_id = '.'", "command_driver_id"},
+                {"UPDATE operations SET message = x'41'", "message"},
+                {"UPDATE operations SET message = 'a' || char(0) || 'b'", "message"},
+                {"UPDATE operations SET message = printf('%017000d', 1)", "message"},
+                {"UPDATE operations SET operation = 'text'", "operation"},
+                {"UPDATE operations SET report = zeroblob(262145)", "report"},
+                {"UPDATE operations SET sequence = 'many'", "sequence"},
         };
         struct fixture *f = *state;
         struct store_operation operation = plain_operation("op-1", 1);
@@ -669,8 +674,8 @@ static void test_bad_id(void **state) {
 
 /* Tables that somebody took out: told, not set aside, not made anew. */
 static void test_missing_table(void **state) {
-        static const char *const sqls[] = { "DROP TABLE operations", "DROP TABLE meta", "DELETE FROM meta",
-                                            "ALTER TABLE operations RENAME COLUMN word TO speech" };
+        static const char *const sqls[] = {"DROP TABLE operations", "DROP TABLE meta", "DELETE FROM meta",
+                                           "ALTER TABLE operations RENAME COLUMN word TO speech"};
         struct fixture *f = *state;
         char path[480];
 
@@ -683,6 +688,21 @@ static void test_missing_table(void **state) {
                 assert_int_equal(unlink(path_of(f, "agent.db", path, sizeof(path))), 0);
                 unlink(path_of(f, "agent.db-wal", path, sizeof(path)));
         }
+}
+
+/* What somebody put into the file does not run within the agent. */
+static void test_trigger_is_not_run(void **state) {
+        struct fixture *f = *state;
+        struct store_operation operation = plain_operation("op-1", 1);
+
+        open_store(f);
+        close_store(f);
+        run_sql(f, "agent.db", "CREATE TRIGGER t AFTER INSERT ON operations BEGIN DELETE FROM operations; END");
+        open_store(f);
+        assert_int_equal(commit_one(f, &operation), 0);
+        reopen(f);
+        assert_int_equal(load(f), 0);
+        assert_int_equal(f->loaded.count, 1);
 }
 
 static int migrate(struct fixture *f, const struct store_step *steps, uint32_t from, uint32_t to) {
@@ -701,8 +721,8 @@ static int migrate(struct fixture *f, const struct store_step *steps, uint32_t f
 static void test_migration(void **state) {
         const struct store_step steps[] = {
                 store_schema_steps[0],
-                { .sql = "ALTER TABLE operations ADD COLUMN colour TEXT NOT NULL DEFAULT 'blue'" },
-                { .sql = "ALTER TABLE operations ADD COLUMN size INTEGER NOT NULL DEFAULT 7; no such statement" },
+                {.sql = "ALTER TABLE operations ADD COLUMN colour TEXT NOT NULL DEFAULT 'blue'"},
+                {.sql = "ALTER TABLE operations ADD COLUMN size INTEGER NOT NULL DEFAULT 7; no such statement"},
         };
         struct fixture *f = *state;
         struct store_operation operation = plain_operation("op-1", 17);
@@ -723,7 +743,8 @@ static void test_migration(void **state) {
 
         assert_int_equal(migrate(f, steps, 1, 2), 0);
         assert_int_equal(query_sql(f, "agent.db", "PRAGMA user_version"), 2);
-        assert_int_equal(query_sql(f, "agent.db", "SELECT count(*) FROM operations WHERE colour = 'blue' AND sequence = 17"), 1);
+        assert_int_equal(
+                query_sql(f, "agent.db", "SELECT count(*) FROM operations WHERE colour = 'blue' AND sequence = 17"), 1);
         assert_int_equal(try_open(f), STORE_NEWER);
 }
 
@@ -770,6 +791,7 @@ int main(void) {
                 TEST(test_bad_rows),
                 TEST(test_bad_id),
                 TEST(test_missing_table),
+                TEST(test_trigger_is_not_run),
                 TEST(test_migration),
                 TEST(test_migration_from_nothing),
         };

@@ -13,8 +13,8 @@
 enum disk_fault {
         DISK_FINE,
         DISK_FAILS_ONCE,
-        DISK_FAILS,       /* from the n-th on */
-        DISK_POWER_CUT,   /* the same, and the writes that are not synced are at stake */
+        DISK_FAILS,     /* from the n-th on */
+        DISK_POWER_CUT, /* the same, and the writes that are not synced are at stake */
 };
 
 /* One write or truncation that is not synced. */
@@ -22,7 +22,7 @@ struct disk_write {
         struct disk_write *next;
         char *path;
         int64_t offset;
-        int64_t old_length;       /* of the file */
+        int64_t old_length; /* of the file */
         size_t old_size, new_size;
         uint8_t *old_bytes, *new_bytes; /* new_bytes NULL: truncated to `offset` */
 };
@@ -88,8 +88,8 @@ static struct disk_write *disk_note(struct disk_file *file, int64_t offset, size
                 write->old_size = (size_t)base_min_u64(size, (uint64_t)(length - offset));
         write->old_bytes = malloc(write->old_size + 1);
         CHECK(write->path && write->old_bytes);
-        CHECK(write->old_size == 0 || file->real->pMethods->xRead(file->real, write->old_bytes, (int)write->old_size,
-                                                                  offset) == SQLITE_OK);
+        CHECK(write->old_size == 0 ||
+              file->real->pMethods->xRead(file->real, write->old_bytes, (int)write->old_size, offset) == SQLITE_OK);
         *disk.last = write;
         disk.last = &write->next;
         return write;
