@@ -59,11 +59,15 @@ void agent_try_again(struct agent *agent, uint64_t at_usec) {
         (void)event_timer_set(agent->again, at_usec);
 }
 
+void agent_keep_touched(struct operation *o) {
+        if (o->touched)
+                return;
+        o->touched = true;
+        TAILQ_INSERT_TAIL(&o->agent->touched, o, touched_link);
+}
+
 void agent_touch(struct operation *o) {
-        if (!o->touched) {
-                o->touched = true;
-                TAILQ_INSERT_TAIL(&o->agent->touched, o, touched_link);
-        }
+        agent_keep_touched(o);
         agent_schedule_turn(o->agent);
 }
 
@@ -266,21 +270,26 @@ static int commit(struct agent *agent) {
 
 /* ---- act ------------------------------------------------------------------------------------------------------- */
 
-/* Deeds of operations whose record is stored as it stands. */
+/* Deeds of operations whose record is stored as it stands. What must be tried again, or waits for its commit, goes
+ * back into `touched`: for the next turn, not for this walk, which would never end. */
 static void act(struct agent *agent) {
-        struct operation *o, *next;
+        struct operation_list walk = TAILQ_HEAD_INITIALIZER(walk);
+        struct operation *o;
         uint32_t deeds;
 
-        TAILQ_FOREACH_SAFE_(o, &agent->touched, touched_link, next) {
-                if (o->dirty || o->committing)
-                        continue;
-                TAILQ_REMOVE(&agent->touched, o, touched_link);
+        TAILQ_CONCAT(&walk, &agent->touched, touched_link);
+        while ((o = TAILQ_FIRST(&walk))) {
+                TAILQ_REMOVE(&walk, o, touched_link);
                 o->touched = false;
+                if (o->dirty || o->committing) {
+                        agent_keep_touched(o);
+                        continue;
+                }
                 deeds = o->act;
                 o->act = 0;
                 operation_do(o, deeds);
                 if (o->wants_hold || o->ask_failed)
-                        agent_touch(o);
+                        agent_keep_touched(o);
         }
 }
 

@@ -190,10 +190,25 @@ static void test_scan_after_end_finds_another(void **state) {
         feed_scan_process(&b, 200, "driver-2", false);
         assert_state(&b, KILL);
         assert_string_equal(b.cancel.record.driver_id, "driver-2");
-        feed_status(&b, CANCEL_WORD_RUNNING, true); /* the answer to the question about driver-1's end or about driver-2 */
-        pass(&b, b.now + SEC);
+        assert_int_equal(b.update.ask, CANCEL_ASK_STATUS); /* about driver-2, though driver-1's end was just asked about */
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
         feed_type(&b, CANCEL_EVENT_SLOT);
+        assert_int_equal(b.update.act, CANCEL_ACT_KILL);
         assert_int_equal(b.cancel.record.kill_requests, 2);
+}
+
+/* The kill's answer is late, the driver is gone and another one is found: that answer is not about the other. */
+static void test_late_answer_is_not_about_another_driver(void **state) {
+        struct bench b = begin_kill_sent();
+        (void)state;
+
+        exits(&b);
+        feed_scan_process(&b, 200, "driver-2", false);
+        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        assert_state(&b, KILL);
+        feed_status(&b, CANCEL_WORD_RUNNING, false);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        assert_int_equal(b.update.act, 0);
 }
 
 static void ended_by_itself(enum cancel_word word, const char *outcome) {
@@ -300,6 +315,26 @@ static void test_deadline(void **state) {
         assert_outcome(&b, DRIVER_SURVIVED);
 }
 
+/* The timer of a deadline that is past comes before the scan's answer: it must not end the search unseen. */
+static void test_deadline_past_before_the_first_scan(void **state) {
+        struct bench b = { .config = &config, .now = START };
+        struct cancel_now now = { START, REAL };
+        (void)state;
+
+        cancel_begin(&b.cancel, &now, START - 100 * SEC, false, false, "");
+        feed_type(&b, CANCEL_EVENT_COMMAND);
+        feed_at(&b, START);
+        assert_state(&b, SEARCH);
+        assert_true(b.update.wake_usec > START);
+        feed_scan_process(&b, 100, "driver-1", false);
+        assert_outcome(&b, DEADLINE_EXCEEDED);
+
+        cancel_begin(&b.cancel, &now, START - 100 * SEC, false, false, "");
+        feed_type(&b, CANCEL_EVENT_COMMAND);
+        pass(&b, START + 10 * SEC); /* no scan ever answers */
+        assert_state(&b, DONE);
+}
+
 static void test_deadline_past_at_arrival(void **state) {
         struct bench b = { .config = &config, .now = START };
         struct cancel_now now = { START, REAL };
@@ -390,6 +425,11 @@ static void test_withdrawn(void **state) {
         assert_state(&b, DONE);
         assert_int_equal(b.cancel.record.kill_requests, 0);
 
+        b = begin_found(); /* it ended by itself before a kill was sent */
+        exits(&b);
+        feed_type(&b, CANCEL_EVENT_WITHDRAWN);
+        assert_state(&b, DONE);
+
         b = begin_kill_sent(); /* too late: it goes to its end and is reported */
         feed_type(&b, CANCEL_EVENT_WITHDRAWN);
         assert_state(&b, KILL);
@@ -400,6 +440,26 @@ static void test_withdrawn(void **state) {
         assert_outcome(&b, CANCELLED);
         feed_type(&b, CANCEL_EVENT_WITHDRAWN);
         assert_state(&b, REPORT); /* a stored final report stays a duty */
+}
+
+/* A driver that is known by its directory alone: Spark is asked each second, not as fast as it answers. */
+static void test_accepted_without_a_process_is_asked_at_a_pace(void **state) {
+        struct cancel_event directory = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_DIRECTORY };
+        struct bench b = begin(false, &config);
+        (void)state;
+
+        base_text_copy(directory.driver_id, sizeof directory.driver_id, "driver-1");
+        feed(&b, &directory);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        pass(&b, b.now + SEC / 10);
+        assert_true(b.cancel.asking);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        assert_int_equal(b.update.ask, CANCEL_ASK_SCAN);
+        feed(&b, &directory);
+        assert_int_equal(b.update.ask, 0);
+        assert_true(b.update.wake_usec > b.now && b.update.wake_usec <= b.now + SEC);
 }
 
 static void test_duplicate_resends(void **state) {
@@ -787,13 +847,16 @@ int main(void) {
                 cmocka_unit_test(test_cancelled_without_word_after_a_second),
                 cmocka_unit_test(test_never_cancelled_without_last_scan),
                 cmocka_unit_test(test_scan_after_end_finds_another),
+                cmocka_unit_test(test_late_answer_is_not_about_another_driver),
                 cmocka_unit_test(test_ended_by_itself),
                 cmocka_unit_test(test_answer_of_kill_decides_when_exit_comes_first),
                 cmocka_unit_test(test_unknown_twice_is_lost),
                 cmocka_unit_test(test_not_on_node_once_then_found),
                 cmocka_unit_test(test_search_ends_without_report),
                 cmocka_unit_test(test_deadline),
+                cmocka_unit_test(test_deadline_past_before_the_first_scan),
                 cmocka_unit_test(test_deadline_past_at_arrival),
+                cmocka_unit_test(test_accepted_without_a_process_is_asked_at_a_pace),
                 cmocka_unit_test(test_placed_elsewhere_is_not_found),
                 cmocka_unit_test(test_lost_kill_is_repeated),
                 cmocka_unit_test(test_every_master_asked_counts),
