@@ -442,6 +442,28 @@ static void test_withdrawn(void **state) {
         assert_state(&b, REPORT); /* a stored final report stays a duty */
 }
 
+/* A directory that Spark says nothing about is a hint: no report rests on it. */
+static void test_directory_alone_answers_nothing(void **state) {
+        static const enum cancel_answer answers[] = { CANCEL_ANSWER_UNREACHABLE, CANCEL_ANSWER_UNKNOWN_ID,
+                                                      CANCEL_ANSWER_REFUSED };
+        struct cancel_event directory = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_DIRECTORY };
+        (void)state;
+
+        base_text_copy(directory.driver_id, sizeof directory.driver_id, "driver-1");
+        for (size_t i = 0; i < ARRAY_SIZE(answers); i++) {
+                struct bench b = begin(false, &config);
+
+                feed(&b, &directory);
+                while (b.now < START + 900 * SEC) {
+                        if (b.cancel.asking)
+                                feed_status_answer(&b, answers[i]);
+                        pass(&b, b.now + SEC);
+                }
+                assert_state(&b, DONE);
+                assert_outcome(&b, );
+        }
+}
+
 /* A driver that is known by its directory alone: Spark is asked each second, not as fast as it answers. */
 static void test_accepted_without_a_process_is_asked_at_a_pace(void **state) {
         struct cancel_event directory = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_DIRECTORY };
@@ -856,6 +878,7 @@ int main(void) {
                 cmocka_unit_test(test_deadline),
                 cmocka_unit_test(test_deadline_past_before_the_first_scan),
                 cmocka_unit_test(test_deadline_past_at_arrival),
+                cmocka_unit_test(test_directory_alone_answers_nothing),
                 cmocka_unit_test(test_accepted_without_a_process_is_asked_at_a_pace),
                 cmocka_unit_test(test_placed_elsewhere_is_not_found),
                 cmocka_unit_test(test_lost_kill_is_repeated),
