@@ -131,8 +131,9 @@ layers: check-layers
 check-packaging: all
 	@MAKE="$(MAKE)" scripts/check-packaging
 
+# The programs against real peers, and the reference control plane, which they are tried against.
 check-integration: all
-	@if [ -n "$(wildcard tests/integration/test_*.py)" ]; then $(PYTEST) tests/integration; fi
+	@$(PYTEST) tests/integration tests/controlplane
 
 check-spark: all
 	@SPARK_VERSION=$(SPARK_VERSION) $(PYTEST) tests/spark
