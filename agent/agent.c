@@ -72,8 +72,10 @@ void agent_touch(struct operation *o) {
 }
 
 void agent_counts_changed(struct agent *agent) {
-        if (agent->status_changed)
-                (void)event_timer_set_coarse(agent->status, event_now_usec(agent->event) + USEC_PER_SEC, USEC_PER_SEC);
+        if (!agent->status_changed || agent->status_armed)
+                return; /* not armed again: under a steady flow of changes it would never fire */
+        agent->status_armed = event_timer_set_coarse(agent->status, event_now_usec(agent->event) + USEC_PER_SEC,
+                                                     USEC_PER_SEC) == 0;
 }
 
 /* ---- gather --------------------------------------------------------------------------------------------------- */
@@ -627,6 +629,8 @@ int agent_driver_wake(void *userdata) {
 
 static int agent_on_status_timer(void *userdata) {
         struct agent *agent = userdata;
+
+        agent->status_armed = false;
         return agent->status_changed ? agent->status_changed(agent->status_userdata) : 0;
 }
 
