@@ -462,7 +462,9 @@ void operation_feed(struct operation *o, const struct cancel_event *event) {
         operation_make_report(o, update.act);
         operation_apply_changes(o, update.change);
         operation_apply_asks(o, update.ask);
-        (void)event_timer_set(o->timer, base_min_u64(update.wake_usec, o->cancel.retry_usec));
+        if (cancel_counts_open(o->cancel.record.state)) /* pace may have set it after the step */
+                update.wake_usec = base_min_u64(update.wake_usec, o->cancel.retry_usec);
+        (void)event_timer_set(o->timer, update.wake_usec);
         o->act |= update.act;
         o->dirty |= update.durable;
         if (update.act || update.durable)
