@@ -105,7 +105,7 @@ struct agent {
         int64_t revision_committing;
         size_t taken, taken_committing;/* bytes of the stream that these turns take over */
         size_t held;                   /* bytes not given back because max_open is reached */
-        bool revision_reset, full, skew_warned, connected;
+        bool revision_reset, full, skew_warned, connected, status_armed;
         int64_t sequence_base;
         uint64_t last_outcome_usec;
 

@@ -355,10 +355,12 @@ static void operation_tell(struct operation *o, const struct cancel_record *befo
         uint64_t now = event_now_usec(o->agent->event);
 
         if (r->driver_id[0] != 0 && strcmp(before->driver_id, r->driver_id) != 0)
-                operation_journal(o, JOURNAL_DRIVER_FOUND, "driver found: %s of job %s, process %" PRId32, r->driver_id,
-                                  o->job_id, r->process.pid);
+                operation_journal(o, JOURNAL_DRIVER_FOUND, r->process.pid ? "driver found: %s of job %s, process %" PRId32 :
+                                  "driver found: %s of job %s, known to Spark here, no process (%" PRId32 ")",
+                                  r->driver_id, o->job_id, r->process.pid);
         if (before->ended_usec == 0 && r->ended_usec != 0) {
-                operation_journal(o, JOURNAL_DRIVER_GONE, "driver is gone: process %" PRId32 " of job %s, %" PRIu64 " ms after the cancel",
+                operation_journal(o, JOURNAL_DRIVER_GONE, "driver is gone: process %" PRId32 " of job %s, %" PRIu64
+                                  " ms after the cancel was received",
                                   r->process.pid, o->job_id, base_usec_sub(now, r->received_usec) / USEC_PER_MSEC);
                 metrics_observe_usec(METRICS_DEATH_SECONDS, base_usec_sub(now, r->received_usec));
         }

@@ -47,6 +47,12 @@ static uint32_t kills_sent(const struct cancel *c) {
         return c->record.kill_requests - (c->kill_planned ? 1 : 0);
 }
 
+/* Only a directory with the id that the command names, and Spark has not placed that driver here: a hint, which
+ * answers nothing. */
+static bool is_hint(const struct cancel *c) {
+        return c->record.state == CANCEL_KILL && !has_process(c) && !c->placed_here && kills_sent(c) == 0;
+}
+
 static void ask_status(struct cancel *c, struct cancel_update *u) {
         c->ask_usec = USEC_NEVER;
         if (c->asking)
@@ -297,7 +303,9 @@ static void deadline_passed(struct cancel *c, const struct cancel_now *now, stru
         case CANCEL_WAIT:
         case CANCEL_TERM:
         case CANCEL_FORCE:
-                if (!r->master_answered)
+                if (is_hint(c))
+                        finish(c, u, CANCEL_DONE); /* as in SEARCH */
+                else if (!r->master_answered)
                         conclude(c, u, CANCEL_SPARK_UNREACHABLE);
                 else if (c->driver_held && word_is_final(r->word) && r->word != CANCEL_WORD_ERROR)
                         conclude(c, u, CANCEL_DRIVER_SURVIVED);
@@ -569,8 +577,8 @@ static bool note_refused(struct cancel *c, const struct cancel_config *config, c
         }
         if (c->refused_usec == 0)
                 c->refused_usec = now->usec;
-        if (c->record.state == CANCEL_WAIT)
-                return false; /* a kill was accepted: its end is waited for */
+        if (c->record.state == CANCEL_WAIT || is_hint(c))
+                return false; /* a kill was accepted: its end is waited for; or nothing is known to be here */
         if (now->usec < base_usec_add(c->refused_usec, 2 * config->kill_retry_usec))
                 return false;
         if (may_signal(c, config))

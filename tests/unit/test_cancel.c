@@ -442,6 +442,28 @@ static void test_withdrawn(void **state) {
         assert_state(&b, REPORT); /* a stored final report stays a duty */
 }
 
+/* A directory that Spark says nothing about is a hint: no report rests on it. */
+static void test_directory_alone_answers_nothing(void **state) {
+        static const enum cancel_answer answers[] = { CANCEL_ANSWER_UNREACHABLE, CANCEL_ANSWER_UNKNOWN_ID,
+                                                      CANCEL_ANSWER_REFUSED };
+        struct cancel_event directory = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_DIRECTORY };
+        (void)state;
+
+        base_text_copy(directory.driver_id, sizeof directory.driver_id, "driver-1");
+        for (size_t i = 0; i < ARRAY_SIZE(answers); i++) {
+                struct bench b = begin(false, &config);
+
+                feed(&b, &directory);
+                while (b.now < START + 900 * SEC) {
+                        if (b.cancel.asking)
+                                feed_status_answer(&b, answers[i]);
+                        pass(&b, b.now + SEC);
+                }
+                assert_state(&b, DONE);
+                assert_outcome(&b, );
+        }
+}
+
 /* A driver that is known by its directory alone: Spark is asked each second, not as fast as it answers. */
 static void test_accepted_without_a_process_is_asked_at_a_pace(void **state) {
         struct cancel_event directory = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_DIRECTORY };
@@ -819,6 +841,16 @@ static struct cancel_event random_event(uint64_t *seed) {
         return event;
 }
 
+/* An operation that waits for nothing but its deadline has been forgotten. `scanning`: a scan's answer is to come. */
+static bool is_forgotten(const struct cancel *c, bool scanning) {
+        enum cancel_state state = c->record.state;
+
+        if (state != CANCEL_SEARCH && state != CANCEL_KILL && state != CANCEL_WAIT && state != CANCEL_SETTLE)
+                return false;
+        return !scanning && !c->asking && !c->killing && !c->wants_slot && c->ask_usec == USEC_NEVER &&
+               c->scan_usec == USEC_NEVER && c->retry_usec == USEC_NEVER;
+}
+
 static void test_random_walks(void **state) {
         const char *given = getenv("SEED");
         uint64_t seed = given ? strtoull(given, NULL, 0) : base_random_u64(), first = seed;
@@ -827,11 +859,18 @@ static void test_random_walks(void **state) {
         print_message("SEED=%" PRIu64 "\n", first);
         for (int round = 0; round < 3000; round++) {
                 struct bench b = begin(base_random_next(&seed) % 8 == 0, &config);
+                bool scanning = true;
                 for (int i = 0; i < 60; i++) {
                         struct cancel_event event = random_event(&seed);
                         if (event.type == CANCEL_EVENT_TIMER && b.update.wake_usec != USEC_NEVER)
                                 b.now = base_max_u64(b.now, b.update.wake_usec);
                         feed(&b, &event);
+                        if (event.type == CANCEL_EVENT_SCANNED || event.type == CANCEL_EVENT_RESTARTED)
+                                scanning = false;
+                        scanning |= (b.update.ask & CANCEL_ASK_SCAN) != 0;
+                        if (b.now < b.cancel.record.deadline_usec && is_forgotten(&b.cancel, scanning))
+                                fail_msg("SEED=%" PRIu64 ", round %d: %s waits for nothing after event %d", first, round,
+                                         cancel_state_to_text(b.cancel.record.state), (int)event.type);
                 }
                 for (int i = 0; i < 100000 && b.update.wake_usec != USEC_NEVER; i++) /* silence: only timers */
                         feed_at(&b, base_max_u64(b.now, b.update.wake_usec));
@@ -856,6 +895,7 @@ int main(void) {
                 cmocka_unit_test(test_deadline),
                 cmocka_unit_test(test_deadline_past_before_the_first_scan),
                 cmocka_unit_test(test_deadline_past_at_arrival),
+                cmocka_unit_test(test_directory_alone_answers_nothing),
                 cmocka_unit_test(test_accepted_without_a_process_is_asked_at_a_pace),
                 cmocka_unit_test(test_placed_elsewhere_is_not_found),
                 cmocka_unit_test(test_lost_kill_is_repeated),
