@@ -446,11 +446,11 @@ static bool deliver_again(struct control *control, const struct log_entry *entry
 }
 
 static bool deliver_next(struct control *control) {
-        const struct log_entry *old = &server.log[sim_below(server.count)];
+        const struct log_entry *old = &server.log[sim_below(control->cursor)];
 
         if (control->opening || sim.time >= control->bookmark_at)
                 return deliver_bookmark(control);
-        if (sim.config.retention_max > LOG_MAX && server.count > 0 && old->operation && sim_fault(5))
+        if (sim.config.retention_max > LOG_MAX && control->cursor > 0 && old->operation && sim_fault(5))
                 return deliver_again(control, old);
         if (control->cursor >= server.count)
                 return false;
