@@ -435,10 +435,10 @@ static int on_cancel(struct agent *agent, const struct command_event *event) {
                      event->verdict == COMMAND_VALID ? event->driver_id : "");
         agent->open_count++;
         if (event->verdict == COMMAND_VALID)
-                operation_journal(o, JOURNAL_COMMAND_RECEIVED, "cancel received: job %s, %s%" PRIu64 " s left%s", o->job_id,
-                                  event->dry_run ? "dry run, " : "",
+                operation_journal(o, JOURNAL_COMMAND_RECEIVED, "cancel received: job %s, asked for by %s, %" PRIu64 " s to its deadline%s",
+                                  o->job_id, o->created_by[0] ? o->created_by : "an unnamed caller",
                                   base_usec_sub(o->cancel.record.deadline_usec, now.usec) / USEC_PER_SEC,
-                                  o->created_by[0] ? ", asked for by the caller named in requested_by" : "");
+                                  event->dry_run ? "; a dry run: nothing will be killed" : "");
         operation_feed_simple(o, CANCEL_EVENT_COMMAND);
         return 0;
 }

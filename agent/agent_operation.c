@@ -360,10 +360,12 @@ static void operation_tell(struct operation *o, const struct cancel_record *befo
         uint64_t now = event_now_usec(o->agent->event);
 
         if (r->driver_id[0] != 0 && strcmp(before->driver_id, r->driver_id) != 0)
-                operation_journal(o, JOURNAL_DRIVER_FOUND, "driver found: %s of job %s, process %" PRId32, r->driver_id,
-                                  o->job_id, r->process.pid);
+                operation_journal(o, JOURNAL_DRIVER_FOUND, r->process.pid ? "driver found: %s of job %s, process %" PRId32 :
+                                  "driver found: %s of job %s, known to Spark here, no process (%" PRId32 ")",
+                                  r->driver_id, o->job_id, r->process.pid);
         if (before->ended_usec == 0 && r->ended_usec != 0) {
-                operation_journal(o, JOURNAL_DRIVER_GONE, "driver is gone: process %" PRId32 " of job %s, %" PRIu64 " ms after the cancel",
+                operation_journal(o, JOURNAL_DRIVER_GONE, "driver is gone: process %" PRId32 " of job %s, %" PRIu64
+                                  " ms after the cancel was received",
                                   r->process.pid, o->job_id, base_usec_sub(now, r->received_usec) / USEC_PER_MSEC);
                 metrics_observe_usec(METRICS_DEATH_SECONDS, base_usec_sub(now, r->received_usec));
         }
@@ -465,7 +467,9 @@ void operation_feed(struct operation *o, const struct cancel_event *event) {
         operation_make_report(o, update.act);
         operation_apply_changes(o, update.change);
         operation_apply_asks(o, update.ask);
-        (void)event_timer_set(o->timer, base_min_u64(update.wake_usec, o->cancel.retry_usec));
+        if (cancel_counts_open(o->cancel.record.state)) /* pace may have set it after the step */
+                update.wake_usec = base_min_u64(update.wake_usec, o->cancel.retry_usec);
+        (void)event_timer_set(o->timer, update.wake_usec);
         o->act |= update.act;
         o->dirty |= update.durable;
         if (update.act || update.durable)

@@ -388,7 +388,7 @@ def test_driver_of_another_user(node):
 
 def test_driver_that_spark_places_elsewhere(node):
     """A job that claims a driver id of another node must not get that one killed."""
-    node.start()
+    node.start(plane={"deadline_grace": 0.5})
     driver = node.run_job("j1", worker_host_port="192.0.2.7:7078")
     operation = node.cancel("j1", deadline=2)
     node.plane.wait_report(operation, "NOT_ON_NODE")
