@@ -166,7 +166,7 @@ check-sanitize:
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-san check-unit check-integration
 
 check-valgrind: $(UNIT)
-	@UNDER="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite" \
+	@WALK_STATES=2000 UNDER="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite" \
 		scripts/run-unit $(UNIT)
 
 check-spark-4:
