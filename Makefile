@@ -104,6 +104,18 @@ $(BUILD)/unit/%: tests/unit/%.c $(BUILD)/library.a
 .PHONY: unit
 unit: $(UNIT)
 
+# ---- simulation: the real agent in virtual time, above fakes of its seams; see tests/sim/sim.h ----------------
+SIM_PRODUCT := $(filter-out agent/agent_bus_%,$(wildcard agent/agent*.c agent/cancel*.c agent/command*.c agent/store*.c)) \
+	agent/journal.c common/base.c common/metrics.c
+SIM_O := $(patsubst %.c,$(BUILD)/sim/%.o,$(SIM_PRODUCT) $(wildcard tests/sim/*.c)) $(PROTO_O)
+
+$(BUILD)/sim/%.o: %.c $(GENERATED)/.stamp Makefile VERSION
+	@mkdir -p $(dir $@)
+	$(call quiet,CC,$@) $(CC) $(CPPFLAGS_ALL) -DDEBUG_CHECKS=1 -Itests/sim $(CFLAGS_ALL) -MMD -MP -c $< -o $@
+
+$(BUILD)/sim/sim: $(SIM_O)
+	$(call quiet,LD,$@) $(CC) $(LDFLAGS_ALL) -Wl,--wrap=cancel_step -o $@ $^ $(LIBS)
+
 # ---- suites: each prints its runner's closing line, or fails ------------------------------------------------
 export BUILD PYTHON
 PYTEST := $(PYTHON) -m pytest -q -p no:cacheprovider -W error::pytest.PytestUnknownMarkWarning

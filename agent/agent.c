@@ -59,17 +59,23 @@ void agent_try_again(struct agent *agent, uint64_t at_usec) {
         (void)event_timer_set(agent->again, at_usec);
 }
 
+void agent_keep_touched(struct operation *o) {
+        if (o->touched)
+                return;
+        o->touched = true;
+        TAILQ_INSERT_TAIL(&o->agent->touched, o, touched_link);
+}
+
 void agent_touch(struct operation *o) {
-        if (!o->touched) {
-                o->touched = true;
-                TAILQ_INSERT_TAIL(&o->agent->touched, o, touched_link);
-        }
+        agent_keep_touched(o);
         agent_schedule_turn(o->agent);
 }
 
 void agent_counts_changed(struct agent *agent) {
-        if (agent->status_changed)
-                (void)event_timer_set_coarse(agent->status, event_now_usec(agent->event) + USEC_PER_SEC, USEC_PER_SEC);
+        if (!agent->status_changed || agent->status_armed)
+                return; /* not armed again: under a steady flow of changes it would never fire */
+        agent->status_armed = event_timer_set_coarse(agent->status, event_now_usec(agent->event) + USEC_PER_SEC,
+                                                     USEC_PER_SEC) == 0;
 }
 
 /* ---- gather --------------------------------------------------------------------------------------------------- */
@@ -266,21 +272,26 @@ static int commit(struct agent *agent) {
 
 /* ---- act ------------------------------------------------------------------------------------------------------- */
 
-/* Deeds of operations whose record is stored as it stands. */
+/* Deeds of operations whose record is stored as it stands. What must be tried again, or waits for its commit, goes
+ * back into `touched`: for the next turn, not for this walk, which would never end. */
 static void act(struct agent *agent) {
-        struct operation *o, *next;
+        struct operation_list walk = TAILQ_HEAD_INITIALIZER(walk);
+        struct operation *o;
         uint32_t deeds;
 
-        TAILQ_FOREACH_SAFE_(o, &agent->touched, touched_link, next) {
-                if (o->dirty || o->committing)
-                        continue;
-                TAILQ_REMOVE(&agent->touched, o, touched_link);
+        TAILQ_CONCAT(&walk, &agent->touched, touched_link);
+        while ((o = TAILQ_FIRST(&walk))) {
+                TAILQ_REMOVE(&walk, o, touched_link);
                 o->touched = false;
+                if (o->dirty || o->committing) {
+                        agent_keep_touched(o);
+                        continue;
+                }
                 deeds = o->act;
                 o->act = 0;
                 operation_do(o, deeds);
                 if (o->wants_hold || o->ask_failed)
-                        agent_touch(o);
+                        agent_keep_touched(o);
         }
 }
 
@@ -424,10 +435,10 @@ static int on_cancel(struct agent *agent, const struct command_event *event) {
                      event->verdict == COMMAND_VALID ? event->driver_id : "");
         agent->open_count++;
         if (event->verdict == COMMAND_VALID)
-                operation_journal(o, JOURNAL_COMMAND_RECEIVED, "cancel received: job %s, %s%" PRIu64 " s left%s", o->job_id,
-                                  event->dry_run ? "dry run, " : "",
+                operation_journal(o, JOURNAL_COMMAND_RECEIVED, "cancel received: job %s, asked for by %s, %" PRIu64 " s to its deadline%s",
+                                  o->job_id, o->created_by[0] ? o->created_by : "an unnamed caller",
                                   base_usec_sub(o->cancel.record.deadline_usec, now.usec) / USEC_PER_SEC,
-                                  o->created_by[0] ? ", asked for by the caller named in requested_by" : "");
+                                  event->dry_run ? "; a dry run: nothing will be killed" : "");
         operation_feed_simple(o, CANCEL_EVENT_COMMAND);
         return 0;
 }
@@ -618,6 +629,8 @@ int agent_driver_wake(void *userdata) {
 
 static int agent_on_status_timer(void *userdata) {
         struct agent *agent = userdata;
+
+        agent->status_armed = false;
         return agent->status_changed ? agent->status_changed(agent->status_userdata) : 0;
 }
 

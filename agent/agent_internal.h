@@ -69,7 +69,7 @@ struct operation {
 
         uint32_t act;                  /* deeds that wait for the next commit */
         uint32_t act_committing;       /* deeds that the running commit allows */
-        bool dirty, committing, wants_scan, wants_hold, ask_failed, touched;
+        bool dirty, committing, wants_scan, wants_hold, hold_failing, ask_failed, touched;
         bool other_boot;               /* loaded from an earlier boot, not yet restarted */
 
         TAILQ_ENTRY(operation) all_link, touched_link, commit_link, scan_link, slot_link, done_link;
@@ -105,7 +105,7 @@ struct agent {
         int64_t revision_committing;
         size_t taken, taken_committing;/* bytes of the stream that these turns take over */
         size_t held;                   /* bytes not given back because max_open is reached */
-        bool revision_reset, full, skew_warned, connected;
+        bool revision_reset, full, skew_warned, connected, status_armed;
         int64_t sequence_base;
         uint64_t last_outcome_usec;
 
@@ -119,7 +119,8 @@ void agent_try_again(struct agent *agent, uint64_t at_usec);
 struct cancel_now agent_now(const struct agent *agent);
 struct operation *agent_find(const struct agent *agent, const char *operation_id);
 int agent_insert(struct agent *agent, struct operation *o);
-void agent_touch(struct operation *o);
+void agent_touch(struct operation *o); /* the next turn, at once, looks at it */
+void agent_keep_touched(struct operation *o); /* the next turn, whenever it comes: see agent_try_again() */
 void agent_counts_changed(struct agent *agent);
 
 /* agent_operation.c */
@@ -141,6 +142,7 @@ int report_make(struct operation *o, bool final);
 void pace_want(struct operation *o);
 void pace_release(struct operation *o);
 void pace_adopt(struct operation *o); /* after a restart: a stored kill that has not ended holds its slot */
+void pace_adopted(struct agent *agent); /* when all were adopted */
 void pace_grant(struct agent *agent);
 void pace_deinit(struct agent *agent);
 

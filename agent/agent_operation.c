@@ -169,11 +169,13 @@ void operation_hold(struct operation *o) {
         if (r > 0) {
                 operation_feed_simple(o, CANCEL_EVENT_EXITED);
         } else if (r < 0) {
-                operation_journal(o, JOURNAL_HOLD_FAILED, "cannot watch process %" PRId32 " of job %s: %s; trying again",
-                                  process->pid, o->job_id, strerror(-r));
-                agent_touch(o);
+                if (!o->hold_failing)
+                        operation_journal(o, JOURNAL_HOLD_FAILED,
+                                          "cannot watch process %" PRId32 " of job %s: %s; trying again each second",
+                                          process->pid, o->job_id, strerror(-r));
                 agent_try_again(o->agent, event_now_usec(o->agent->event) + USEC_PER_SEC);
         }
+        o->hold_failing = r < 0;
 }
 
 static int operation_on_status(const struct spark_result *result, void *userdata) {
@@ -239,12 +241,9 @@ static void operation_answer_kill_unsent(struct operation *o) {
 }
 
 static void operation_kill(struct operation *o) {
-        enum cancel_state state = o->cancel.record.state;
         uint64_t now = event_now_usec(o->agent->event);
         int r;
 
-        if (state != CANCEL_KILL && state != CANCEL_SETTLE)
-                return; /* concluded while the commit was under way */
         o->kill_request = spark_request_free(o->kill_request);
         r = spark_kill(o->agent->spark, o->cancel.record.driver_id, operation_on_killed, o, &o->kill_request);
         if (r < 0) {
@@ -280,7 +279,7 @@ static void operation_send_report(struct operation *o) {
                 operation_make_report(o, CANCEL_ACT_REPORT);
                 o->dirty = true;
                 o->act |= CANCEL_ACT_RESEND;
-                agent_touch(o);
+                agent_keep_touched(o);
                 agent_try_again(o->agent, event_now_usec(o->agent->event) + USEC_PER_SEC);
                 return;
         }
@@ -290,13 +289,17 @@ static void operation_send_report(struct operation *o) {
                            (struct span){ o->report, o->report_size });
         if (r < 0) { /* out of memory: it is stored; again in a moment */
                 o->act |= CANCEL_ACT_RESEND;
-                agent_touch(o);
+                agent_keep_touched(o);
                 agent_try_again(o->agent, event_now_usec(o->agent->event) + USEC_PER_SEC);
         }
 }
 
 void operation_do(struct operation *o, uint32_t act) {
-        if (act & (CANCEL_ACT_PROGRESS | CANCEL_ACT_REPORT | CANCEL_ACT_RESEND))
+        const uint32_t report = CANCEL_ACT_PROGRESS | CANCEL_ACT_REPORT | CANCEL_ACT_RESEND;
+
+        if ((act & report) && o->dirty)
+                o->act |= act & report; /* a newer report may have taken the stored one's place: after its commit */
+        else if (act & report)
                 operation_send_report(o);
         if (act & CANCEL_ACT_TERM)
                 operation_signal(o, SIGTERM, "SIGTERM");
@@ -304,6 +307,29 @@ void operation_do(struct operation *o, uint32_t act) {
                 operation_signal(o, SIGKILL, "SIGKILL");
         if (act & CANCEL_ACT_KILL)
                 operation_kill(o);
+}
+
+/* Deeds that wait for their commit are for the driver that they were decided for. When the operation has gone on
+ * meanwhile (the driver ended, another one was found) they are dropped. True: a kill was among them. */
+static bool operation_drop_deeds(struct operation *o, const struct cancel_record *before) {
+        const struct cancel_record *r = &o->cancel.record;
+        bool other = strcmp(before->driver_id, r->driver_id) != 0;
+        uint32_t stale = 0, dropped;
+
+        if (other) {
+                o->status_request = spark_request_free(o->status_request);
+                o->kill_request = spark_request_free(o->kill_request);
+        }
+        if (other || r->state != CANCEL_KILL)
+                stale |= CANCEL_ACT_KILL;
+        if (other || r->state != CANCEL_TERM)
+                stale |= CANCEL_ACT_TERM;
+        if (other || r->state != CANCEL_FORCE)
+                stale |= CANCEL_ACT_FORCE;
+        dropped = (o->act | o->act_committing) & stale;
+        o->act &= ~stale;
+        o->act_committing &= ~stale;
+        return (dropped & CANCEL_ACT_KILL) != 0;
 }
 
 /* ---- the step and its effects ------------------------------------------------------------------------------------ */
@@ -329,10 +355,12 @@ static void operation_tell(struct operation *o, const struct cancel_record *befo
         uint64_t now = event_now_usec(o->agent->event);
 
         if (r->driver_id[0] != 0 && strcmp(before->driver_id, r->driver_id) != 0)
-                operation_journal(o, JOURNAL_DRIVER_FOUND, "driver found: %s of job %s, process %" PRId32, r->driver_id,
-                                  o->job_id, r->process.pid);
+                operation_journal(o, JOURNAL_DRIVER_FOUND, r->process.pid ? "driver found: %s of job %s, process %" PRId32 :
+                                  "driver found: %s of job %s, known to Spark here, no process (%" PRId32 ")",
+                                  r->driver_id, o->job_id, r->process.pid);
         if (before->ended_usec == 0 && r->ended_usec != 0) {
-                operation_journal(o, JOURNAL_DRIVER_GONE, "driver is gone: process %" PRId32 " of job %s, %" PRIu64 " ms after the cancel",
+                operation_journal(o, JOURNAL_DRIVER_GONE, "driver is gone: process %" PRId32 " of job %s, %" PRIu64
+                                  " ms after the cancel was received",
                                   r->process.pid, o->job_id, base_usec_sub(now, r->received_usec) / USEC_PER_MSEC);
                 metrics_observe_usec(METRICS_DEATH_SECONDS, base_usec_sub(now, r->received_usec));
         }
@@ -425,20 +453,26 @@ void operation_feed(struct operation *o, const struct cancel_event *event) {
         struct cancel before = o->cancel;
         struct cancel_now now = agent_now(o->agent);
         struct cancel_update update;
+        bool unsent;
 
         cancel_step(&o->cancel, &o->agent->cancel_config, event, &now, &update);
         operation_check(&before, o, &update);
+        unsent = operation_drop_deeds(o, &before.record);
         operation_note_earlier(o, &before.record);
         operation_make_report(o, update.act);
         operation_apply_changes(o, update.change);
         operation_apply_asks(o, update.ask);
-        (void)event_timer_set(o->timer, base_min_u64(update.wake_usec, o->cancel.retry_usec));
+        if (cancel_counts_open(o->cancel.record.state)) /* pace may have set it after the step */
+                update.wake_usec = base_min_u64(update.wake_usec, o->cancel.retry_usec);
+        (void)event_timer_set(o->timer, update.wake_usec);
         o->act |= update.act;
         o->dirty |= update.durable;
         if (update.act || update.durable)
                 agent_touch(o);
         operation_tell(o, &before.record);
         operation_count(o, before.record.state);
+        if (unsent)
+                operation_answer_kill_unsent(o);
 }
 
 void operation_feed_simple(struct operation *o, enum cancel_event_type type) {

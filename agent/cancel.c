@@ -47,6 +47,12 @@ static uint32_t kills_sent(const struct cancel *c) {
         return c->record.kill_requests - (c->kill_planned ? 1 : 0);
 }
 
+/* Only a directory with the id that the command names, and Spark has not placed that driver here: a hint, which
+ * answers nothing. */
+static bool is_hint(const struct cancel *c) {
+        return c->record.state == CANCEL_KILL && !has_process(c) && !c->placed_here && kills_sent(c) == 0;
+}
+
 static void ask_status(struct cancel *c, struct cancel_update *u) {
         c->ask_usec = USEC_NEVER;
         if (c->asking)
@@ -123,15 +129,19 @@ static void report_progress(struct cancel *c, struct cancel_update *u, enum canc
         u->durable = true;
 }
 
+/* Another driver of the job. What Spark was asked about the one before says nothing about it: answers that are still
+ * on their way are not believed. */
+static void set_driver(struct cancel *c, const char *driver_id) {
+        if (strcmp(c->record.driver_id, driver_id) == 0)
+                return;
+        base_text_copy(c->record.driver_id, sizeof c->record.driver_id, driver_id);
+        c->record.word = CANCEL_WORD_NONE;
+        c->placed_here = c->asking = c->killing = false;
+}
+
 /* To KILL for a driver that has just been identified. Spark must confirm its place before the first kill. */
 static void begin_kill(struct cancel *c, const struct cancel_event *e, struct cancel_update *u) {
-        bool same_driver = strcmp(c->record.driver_id, e->driver_id) == 0;
-
-        if (!same_driver) {
-                base_text_copy(c->record.driver_id, sizeof c->record.driver_id, e->driver_id);
-                c->placed_here = false;
-                c->record.word = CANCEL_WORD_NONE;
-        }
+        set_driver(c, e->driver_id);
         stop_timers(c);
         c->attempts = c->unknown_answers = 0;
         c->refused_usec = 0;
@@ -177,6 +187,7 @@ static void back_to_search(struct cancel *c, const struct cancel_config *config,
         c->record.word = CANCEL_WORD_NONE;
         c->record.supervised = false;
         c->placed_here = false;
+        c->scanned = true;
         set_state(c, u, CANCEL_SEARCH);
         report_progress(c, u, CANCEL_NOT_ON_NODE);
         c->scan_usec = base_usec_add(now->usec, config->search_interval_usec);
@@ -292,7 +303,9 @@ static void deadline_passed(struct cancel *c, const struct cancel_now *now, stru
         case CANCEL_WAIT:
         case CANCEL_TERM:
         case CANCEL_FORCE:
-                if (!r->master_answered)
+                if (is_hint(c))
+                        finish(c, u, CANCEL_DONE); /* as in SEARCH */
+                else if (!r->master_answered)
                         conclude(c, u, CANCEL_SPARK_UNREACHABLE);
                 else if (c->driver_held && word_is_final(r->word) && r->word != CANCEL_WORD_ERROR)
                         conclude(c, u, CANCEL_DRIVER_SURVIVED);
@@ -363,7 +376,8 @@ static void on_withdrawn(struct cancel *c, struct cancel_update *u) {
                 return;
         c->record.withdrawn = true;
         u->durable = true;
-        if (c->record.state == CANCEL_SEARCH || (c->record.state == CANCEL_KILL && kills_sent(c) == 0))
+        if (c->record.state == CANCEL_SEARCH ||
+            ((c->record.state == CANCEL_KILL || c->record.state == CANCEL_SETTLE) && kills_sent(c) == 0 && !we_ended_it(c)))
                 finish(c, u, CANCEL_DONE);
 }
 
@@ -409,7 +423,7 @@ static void resume(struct cancel *c, const struct cancel_config *config, const s
                 return;
         case CANCEL_WAIT:
                 c->retry_usec = base_max_u64(now->usec, base_usec_add(c->record.killed_usec, config->kill_retry_usec));
-                if (!has_process(c))
+                if (!has_process(c) && c->ask_usec == USEC_NEVER) /* else it is asked at its own pace */
                         ask_status(c, u);
                 return;
         case CANCEL_TERM: /* a signal that was stored may not have been sent: sending it again is harmless */
@@ -465,12 +479,11 @@ static void scanned_in_kill(struct cancel *c, const struct cancel_config *config
                 }
                 c->driver_held = true;
                 u->change |= CANCEL_HOLD;
+        } else if (e->scan == CANCEL_SCAN_PROCESS && strcmp(c->record.driver_id, e->driver_id) != 0) {
+                release_slot(c, u); /* the process counts, not the id that the command named: no kill was sent for it */
+                begin_kill(c, e, u);
+                return;
         } else if (e->scan == CANCEL_SCAN_PROCESS) {
-                if (strcmp(c->record.driver_id, e->driver_id) != 0) {
-                        base_text_copy(c->record.driver_id, sizeof c->record.driver_id, e->driver_id);
-                        c->placed_here = false;
-                        c->record.word = CANCEL_WORD_NONE;
-                }
                 c->record.process = e->process;
                 c->record.supervised = e->supervised;
                 c->driver_held = true;
@@ -564,8 +577,8 @@ static bool note_refused(struct cancel *c, const struct cancel_config *config, c
         }
         if (c->refused_usec == 0)
                 c->refused_usec = now->usec;
-        if (c->record.state == CANCEL_WAIT)
-                return false; /* a kill was accepted: its end is waited for */
+        if (c->record.state == CANCEL_WAIT || is_hint(c))
+                return false; /* a kill was accepted: its end is waited for; or nothing is known to be here */
         if (now->usec < base_usec_add(c->refused_usec, 2 * config->kill_retry_usec))
                 return false;
         if (may_signal(c, config))

@@ -17,8 +17,8 @@ static const unsigned allowed[CANCEL_STATE_MAX] = {
         [CANCEL_WAIT] = TO(SETTLE) | TO(KILL) | TO(TERM) | TO(REPORT),
         [CANCEL_TERM] = TO(FORCE) | TO(SETTLE) | TO(REPORT),
         [CANCEL_FORCE] = TO(SETTLE) | TO(REPORT),
-        /* another one found, or still called RUNNING · relaunched elsewhere · outcome */
-        [CANCEL_SETTLE] = TO(KILL) | TO(SEARCH) | TO(REPORT),
+        /* another one found, or still called RUNNING · relaunched elsewhere · outcome · withdrawn unsent */
+        [CANCEL_SETTLE] = TO(KILL) | TO(SEARCH) | TO(REPORT) | TO(DONE),
         [CANCEL_REPORT] = TO(DONE) | TO(QUARANTINE),
         [CANCEL_QUARANTINE] = TO(REPORT),
         [CANCEL_DONE] = 0,

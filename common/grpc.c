@@ -69,6 +69,15 @@ void grpc_call_end(struct grpc_call *call, enum grpc_status status, const char *
         call_finish(call, status, false, text);
 }
 
+void grpc_call_end_lost(struct grpc_call *call, const struct h2_connection *connection, const char *why) {
+        const char *authority = call->channel->authority, *peer = connection ? h2_connection_peer(connection) : "";
+
+        if (*peer && strcmp(peer, authority) != 0)
+                grpc_call_end(call, GRPC_UNAVAILABLE, "%s at %s: %s", authority, peer, why);
+        else
+                grpc_call_end(call, GRPC_UNAVAILABLE, "%s: %s", authority, why);
+}
+
 static void call_finish_by_peer(struct grpc_call *call, enum grpc_status status) {
         const size_t size = GRPC_MESSAGE_MAX + 64;
         char *text = malloc(size);
@@ -174,7 +183,7 @@ static void note_block(bool trailer, bool last, void *userdata) {
 /* ---- notes: messages ------------------------------------------------------------------------------ */
 
 static void call_grant(struct grpc_call *call) {
-        size_t needed = call->prefix_size == 0                  ? 0
+        size_t needed = call->prefix_size == 0                 ? 0
                         : call->prefix_size < GRPC_PREFIX_SIZE ? GRPC_PREFIX_SIZE - call->prefix_size
                                                                : call->missing;
 
@@ -261,7 +270,7 @@ void grpc_call_wait(struct grpc_call *call) {
 /* Transparent retry: the peer says that it has not acted on the call (RFC 9113 section 8.7). */
 static void call_retry(struct grpc_call *call) {
         if (call->response_seen || call->attempts >= GRPC_ATTEMPTS_MAX)
-                grpc_call_end(call, GRPC_UNAVAILABLE, "%s: the peer refused the call", call->channel->authority);
+                grpc_call_end_lost(call, NULL, "the peer refused the call");
         else
                 grpc_call_wait(call);
 }
@@ -288,8 +297,7 @@ static void note_close(enum h2_end end, uint32_t error_code, void *userdata) {
                 call_retry(call);
                 break;
         case H2_END_CONNECTION:
-                grpc_call_end(call, GRPC_UNAVAILABLE, "%s: %s", call->channel->authority,
-                              h2_connection_error(call->connection));
+                grpc_call_end_lost(call, call->connection, h2_connection_error(call->connection));
                 break;
         case H2_END_LIMIT:
                 grpc_call_end(call, GRPC_RESOURCE_EXHAUSTED, "header fields of more than %u bytes",
@@ -310,28 +318,28 @@ static const struct h2_stream_handlers notes = {
 
 int grpc_call_submit(struct grpc_call *call, struct h2_connection *connection) {
         const struct grpc_channel *channel = call->channel;
-        const struct span body = { call->request.data, call->request.size };
+        const struct span body = {call->request.data, call->request.size};
         char timeout[GRPC_TIMEOUT_TEXT_MAX];
         struct h2_header headers[] = {
-                { ":method", "POST", false },
-                { ":scheme", channel->tls ? "https" : "http", false },
-                { ":path", call->path, false },
-                { ":authority", channel->authority, false },
-                { "te", "trailers", false },
-                { "content-type", "application/grpc", false },
-                { "grpc-accept-encoding", "identity", false },
-                { "user-agent", channel->user_agent, false },
-                { NULL, NULL, false },
-                { NULL, NULL, false },
+                {":method", "POST", false},
+                {":scheme", channel->tls ? "https" : "http", false},
+                {":path", call->path, false},
+                {":authority", channel->authority, false},
+                {"te", "trailers", false},
+                {"content-type", "application/grpc", false},
+                {"grpc-accept-encoding", "identity", false},
+                {"user-agent", channel->user_agent, false},
+                {NULL, NULL, false},
+                {NULL, NULL, false},
         };
         size_t count = ARRAY_SIZE(headers) - 2;
 
         if (call->deadline_usec != USEC_NEVER) {
                 grpc_timeout_format(base_usec_sub(call->deadline_usec, event_now_usec(channel->event)), timeout);
-                headers[count++] = (struct h2_header){ "grpc-timeout", timeout, false };
+                headers[count++] = (struct h2_header){"grpc-timeout", timeout, false};
         }
         if (call->authorization)
-                headers[count++] = (struct h2_header){ "authorization", call->authorization, true };
+                headers[count++] = (struct h2_header){"authorization", call->authorization, true};
         grpc_call_release_stream(call);
         int r = h2_stream_start(connection, headers, count, body, &notes, call, &call->stream);
         if (r < 0)
@@ -370,8 +378,8 @@ static bool text_is_visible(const char *text, size_t max) {
 }
 
 static int call_frame_request(struct grpc_call *call, struct span request) {
-        const uint8_t prefix[GRPC_PREFIX_SIZE] = { 0, (uint8_t)(request.size >> 24), (uint8_t)(request.size >> 16),
-                                                   (uint8_t)(request.size >> 8), (uint8_t)request.size };
+        const uint8_t prefix[GRPC_PREFIX_SIZE] = {0, (uint8_t)(request.size >> 24), (uint8_t)(request.size >> 16),
+                                                  (uint8_t)(request.size >> 8), (uint8_t)request.size};
 
         call->request = BUFFER_INIT(sizeof(prefix) + request.size);
         int r = buffer_append(&call->request, prefix, sizeof(prefix));
@@ -422,7 +430,9 @@ int grpc_call_start(struct grpc_channel *channel, const struct grpc_call_options
         int r = call_fill(call, options);
         if (r < 0)
                 return r;
-        grpc_channel_wake(channel);
+        r = grpc_channel_wake(channel);
+        if (r < 0)
+                return r;
         *ret = TAKE(call);
         return 0;
 }

@@ -55,21 +55,21 @@ static int channel_connect(struct grpc_channel *channel) {
         return 0;
 }
 
-static void end_waiting(struct grpc_channel *channel, const char *why) {
+static void end_waiting(struct grpc_channel *channel, const struct h2_connection *h2, const char *why) {
         struct grpc_call *call;
 
         while ((call = TAILQ_FIRST(&channel->waiting)))
-                grpc_call_end(call, GRPC_UNAVAILABLE, "%s: %s", channel->authority, why);
+                grpc_call_end_lost(call, h2, why);
 }
 
 /* move_waiting() - the connection takes no calls any more: those that wait go to the next one. */
-static void move_waiting(struct grpc_channel *channel, const char *why) {
+static void move_waiting(struct grpc_channel *channel, const struct h2_connection *h2, const char *why) {
         struct grpc_call *call, *next;
 
         for (call = TAILQ_FIRST(&channel->waiting); call; call = next) {
                 next = TAILQ_NEXT(call, waiting_entry);
                 if (++call->moves >= GRPC_MOVES_MAX)
-                        grpc_call_end(call, GRPC_UNAVAILABLE, "%s: %s", channel->authority, why);
+                        grpc_call_end_lost(call, h2, why);
         }
 }
 
@@ -78,10 +78,10 @@ static void sweep_closed(struct grpc_channel *channel) {
         struct h2_connection *h2 = channel->current->h2;
 
         if (h2_connection_was_ready(h2))
-                move_waiting(channel, h2_connection_error(h2));
+                move_waiting(channel, h2, h2_connection_error(h2));
         else {
                 channel->rotation += *h2_connection_peer(h2) != '\0';
-                end_waiting(channel, h2_connection_error(h2));
+                end_waiting(channel, h2, h2_connection_error(h2));
         }
         channel->current = link_free(channel->current);
 }
@@ -92,9 +92,9 @@ static void sweep_current(struct grpc_channel *channel) {
         case H2_READY:
                 break;
         case H2_DRAINING:
+                move_waiting(channel, channel->current->h2, "the peer closes its connections to new calls");
                 TAILQ_INSERT_TAIL(&channel->draining, channel->current, entry);
                 channel->current = NULL;
-                move_waiting(channel, "the peer closes its connections to new calls");
                 break;
         case H2_CLOSED:
                 sweep_closed(channel);
@@ -123,7 +123,7 @@ static bool start_first(struct grpc_channel *channel, struct grpc_call *call) {
         if (r == 0)
                 r = grpc_call_submit(call, channel->current->h2);
         if (r == -EAGAIN) { /* it has begun to drain under our hands */
-                grpc_channel_wake(channel);
+                (void)grpc_channel_wake(channel);
                 return false;
         }
         if (r < 0)
@@ -168,7 +168,7 @@ static int deliver_messages(struct grpc_call *call, const struct buffer *input, 
                 uint32_t size;
                 memcpy(&size, input->data + position, sizeof(size));
                 position += sizeof(size);
-                struct span message = { input->data + position, size };
+                struct span message = {input->data + position, size};
                 position += size;
                 r = call->handlers.on_message(call, message, call->userdata);
                 if (channel->delivering != call)
@@ -248,8 +248,8 @@ int grpc_channel_turn(struct grpc_channel *channel) {
         return r;
 }
 
-void grpc_channel_wake(struct grpc_channel *channel) {
-        (void)event_deferred_schedule(channel->deferred);
+int grpc_channel_wake(struct grpc_channel *channel) {
+        return event_deferred_schedule(channel->deferred);
 }
 
 static int on_deferred(void *userdata) {
@@ -287,7 +287,7 @@ static int channel_fill(struct grpc_channel *channel, const struct grpc_channel_
         channel->stream_window = options->stream_window;
         channel->host = strdup(endpoint.host);
         /* As gRPC's target name override: who sets the name that is checked means that host. */
-        channel->authority = strdup(options->server_name ? options->server_name : endpoint.authority);
+        channel->authority = strdup(endpoint.tls && options->server_name ? options->server_name : endpoint.authority);
         channel->user_agent = strdup(options->user_agent ? options->user_agent : "grpc-c");
         if (!channel->host || !channel->authority || !channel->user_agent)
                 return -ENOMEM;
@@ -336,7 +336,7 @@ void grpc_channel_drop(struct grpc_channel *channel) {
 
         if (channel->tls)
                 tls_client_forget_session(channel->tls);
-        end_waiting(channel, "connection dropped");
+        end_waiting(channel, NULL, "connection dropped");
         while ((link = TAILQ_FIRST(&channel->draining))) {
                 TAILQ_REMOVE(&channel->draining, link, entry);
                 h2_connection_close(link->h2, "connection dropped");
@@ -346,7 +346,7 @@ void grpc_channel_drop(struct grpc_channel *channel) {
                 h2_connection_close(channel->current->h2, "connection dropped");
                 channel->current = link_free(channel->current);
         }
-        grpc_channel_wake(channel);
+        (void)grpc_channel_wake(channel);
 }
 
 const char *grpc_channel_peer(const struct grpc_channel *channel) {

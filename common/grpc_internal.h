@@ -47,7 +47,7 @@ struct grpc_call {
         unsigned http_status;
         char content_type[64];
         bool has_status;
-        unsigned status; /* as it came; UINT_MAX: not a number */
+        unsigned status;  /* as it came; UINT_MAX: not a number */
         uint8_t *message; /* decoded */
         size_t message_size;
         bool has_pushback;
@@ -59,7 +59,7 @@ struct grpc_call {
         struct buffer input; /* [uint32_t size, message]… */
         size_t complete;     /* bytes of `input` that are whole messages */
         size_t message_count;
-        size_t charged;      /* message bytes received and not given back by grpc_call_consume() */
+        size_t charged; /* message bytes received and not given back by grpc_call_consume() */
 
         enum grpc_status result_status;
         bool result_from_peer;
@@ -100,7 +100,7 @@ struct grpc_channel {
  * last act of a handler: the channel may be gone after it. */
 int grpc_channel_turn(struct grpc_channel *channel);
 /* grpc_channel_wake() - a turn soon. */
-void grpc_channel_wake(struct grpc_channel *channel);
+int grpc_channel_wake(struct grpc_channel *channel);
 
 /* ---- grpc.c --------------------------------------------------------------------------------------- */
 
@@ -109,6 +109,8 @@ int grpc_call_submit(struct grpc_call *call, struct h2_connection *connection);
 /* grpc_call_end() - the first result stands. Only notes it: on_close comes in the channel's turn. */
 void grpc_call_end(struct grpc_call *call, enum grpc_status status, const char *format, ...)
         __attribute__((format(printf, 3, 4)));
+/* grpc_call_end_lost() - UNAVAILABLE, because of what this connection says (NULL: none was made). */
+void grpc_call_end_lost(struct grpc_call *call, const struct h2_connection *connection, const char *why);
 void grpc_call_wait(struct grpc_call *call); /* into the channel's waiting list */
 void grpc_call_release_stream(struct grpc_call *call);
 

@@ -150,10 +150,10 @@ void grpc_timeout_format(uint64_t usec, char text[GRPC_TIMEOUT_TEXT_MAX]) {
                 char letter;
                 uint64_t usec;
         } units[] = {
-                { 'm', USEC_PER_MSEC },
-                { 'S', USEC_PER_SEC },
-                { 'M', USEC_PER_MINUTE },
-                { 'H', USEC_PER_HOUR },
+                {'m', USEC_PER_MSEC},
+                {'S', USEC_PER_SEC},
+                {'M', USEC_PER_MINUTE},
+                {'H', USEC_PER_HOUR},
         };
         const uint64_t value_max = 99999999;
         size_t unit = 0;
@@ -202,7 +202,7 @@ static int port_parse(const char *text, uint16_t standard, uint16_t *ret) {
 }
 
 int grpc_endpoint_parse(const char *text, struct grpc_endpoint *ret) {
-        struct grpc_endpoint endpoint = { 0 };
+        struct grpc_endpoint endpoint = {0};
         const char *rest = base_text_starts_with(text, "https://");
 
         endpoint.tls = rest;

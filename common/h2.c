@@ -78,11 +78,11 @@ struct h2_connection {
         struct buffer output;
         size_t output_done;
         uint32_t interest;
-        bool wants_write;      /* the socket (or TLS) has to become writable first */
+        bool wants_write; /* the socket (or TLS) has to become writable first */
         bool input_seen;
-        bool settings_acked;   /* our window counts only from then on */
-        bool broken;           /* no memory for a frame that must go out */
-        bool pumping;          /* what is submitted goes out at the end of this turn anyway */
+        bool settings_acked; /* our window counts only from then on */
+        bool broken;         /* no memory for a frame that must go out */
+        bool pumping;        /* what is submitted goes out at the end of this turn anyway */
 
         TAILQ_HEAD(, h2_stream) streams;
         size_t open_streams;
@@ -120,8 +120,8 @@ static void connection_release(struct h2_connection *connection) {
         connection->output_done = 0;
 }
 
-__attribute__((format(printf, 2, 3))) static void connection_fail(struct h2_connection *connection,
-                                                                  const char *format, ...) {
+__attribute__((format(printf, 2, 3))) static void connection_fail(struct h2_connection *connection, const char *format,
+                                                                  ...) {
         struct h2_stream *stream, *next;
         va_list arguments;
 
@@ -178,14 +178,17 @@ static int transport_write(struct h2_connection *connection, const void *bytes, 
 }
 
 static void connection_fail_transport(struct h2_connection *connection, int result) {
-        if (connection->tls && *tls_stream_error(connection->tls))
+        const char *what = result == TLS_CLOSED ? "connection closed by the peer" : strerror(-result);
+
+        if (connection->tls && result != TLS_CLOSED && *tls_stream_error(connection->tls))
                 connection_fail(connection, "%s", tls_stream_error(connection->tls));
-        else if (result == TLS_CLOSED && *connection->goaway)
-                connection_fail(connection, "connection closed by the peer after %s", connection->goaway);
-        else if (result == TLS_CLOSED)
-                connection_fail(connection, "connection closed by the peer");
+        else if (connection->state == H2_CONNECTING)
+                connection_fail(connection, "%s (%s%s)", what, connection_stage(connection),
+                                connection->tls && tls_stream_lacks_certificate(connection->tls)
+                                        ? "; it asked for a client certificate, and none is configured"
+                                        : "");
         else
-                connection_fail(connection, "connection lost: %s", strerror(-result));
+                connection_fail(connection, "%s%s%s", what, *connection->goaway ? " after " : "", connection->goaway);
 }
 
 /* ---- notes from nghttp2. Nothing here may enter nghttp2's mem_recv or mem_send. ---------------------- */
@@ -215,7 +218,7 @@ static enum block block_classify(struct span name, struct span value) {
 static int on_header(nghttp2_session *session, const nghttp2_frame *frame, const uint8_t *name, size_t name_size,
                      const uint8_t *value, size_t value_size, uint8_t flags, void *userdata) {
         struct h2_stream *stream = session_stream(session, frame->hd.stream_id);
-        struct span name_span = { name, name_size }, value_span = { value, value_size };
+        struct span name_span = {name, name_size}, value_span = {value, value_size};
 
         (void)flags;
         (void)userdata;
@@ -301,7 +304,7 @@ static int on_data_chunk(nghttp2_session *session, uint8_t flags, int32_t id, co
         if (nghttp2_session_consume_connection(session, size) < 0)
                 return NGHTTP2_ERR_CALLBACK_FAILURE;
         if (stream)
-                stream->handlers->on_data((struct span){ bytes, size }, stream->userdata);
+                stream->handlers->on_data((struct span){bytes, size}, stream->userdata);
         return 0;
 }
 
@@ -402,9 +405,9 @@ static int session_make(struct h2_connection *connection) {
 
 static int session_start(struct h2_connection *connection) {
         const nghttp2_settings_entry settings[] = {
-                { NGHTTP2_SETTINGS_ENABLE_PUSH, 0 },
-                { NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, connection->stream_window },
-                { NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, H2_HEADER_BYTES_MAX },
+                {NGHTTP2_SETTINGS_ENABLE_PUSH, 0},
+                {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, connection->stream_window},
+                {NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE, H2_HEADER_BYTES_MAX},
         };
         uint64_t window = base_max_u64(connection->stream_window, CONNECTION_WINDOW_MIN);
 
@@ -711,7 +714,7 @@ struct h2_connection *h2_connection_free(struct h2_connection *connection) {
 
         if (!connection)
                 return NULL;
-        TAILQ_FOREACH(stream, &connection->streams, entry)
+        for (stream = TAILQ_FIRST(&connection->streams); stream; stream = TAILQ_NEXT(stream, entry))
                 stream->deaf = true;
         connection_say_goodbye(connection);
         while ((stream = TAILQ_FIRST(&connection->streams))) {
@@ -748,8 +751,8 @@ size_t h2_connection_streams(const struct h2_connection *connection) {
 bool h2_connection_has_room(const struct h2_connection *connection) {
         if (connection->state != H2_READY)
                 return false;
-        uint32_t max = nghttp2_session_get_remote_settings(connection->session,
-                                                           NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS);
+        uint32_t max =
+                nghttp2_session_get_remote_settings(connection->session, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS);
         return connection->open_streams < max;
 }
 
@@ -775,7 +778,7 @@ static nghttp2_nv header_to_nv(const struct h2_header *header) {
 
 static int stream_submit(struct h2_stream *stream, const struct h2_header *headers, size_t header_count) {
         struct h2_connection *connection = stream->connection;
-        const nghttp2_data_provider body = { .source.ptr = stream, .read_callback = on_body_read };
+        const nghttp2_data_provider body = {.source.ptr = stream, .read_callback = on_body_read};
         nghttp2_nv fields[HEADERS_MAX];
 
         if (header_count > HEADERS_MAX)

@@ -29,8 +29,8 @@ struct h2_stream;
 enum h2_state {
         H2_CONNECTING, /* look-up, TCP, TLS, waiting for the peer's SETTINGS */
         H2_READY,
-        H2_DRAINING,   /* no new streams: GOAWAY was received (or stream ids are used up); the old ones go on */
-        H2_CLOSED,     /* dead; h2_connection_error() says why; all streams have had on_close */
+        H2_DRAINING, /* no new streams: GOAWAY was received (or stream ids are used up); the old ones go on */
+        H2_CLOSED,   /* dead; h2_connection_error() says why; all streams have had on_close */
 };
 
 /* Why a stream ended. */
@@ -67,7 +67,7 @@ struct h2_options { /* host is copied; tls must outlive the connection */
 
 struct h2_header {
         const char *name, *value;
-        bool secret;                   /* never in an HPACK table (RFC 7541 section 7.1.3) */
+        bool secret; /* never in an HPACK table (RFC 7541 section 7.1.3) */
 };
 
 /* Called whenever something may have changed: state, notes. */

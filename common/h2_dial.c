@@ -130,7 +130,8 @@ static bool dial_is_racing(const struct h2_dial *dial) {
 static int dial_arm_stagger(struct h2_dial *dial) {
         bool more = dial->next < dial->count;
 
-        return event_timer_set(dial->stagger, more ? base_usec_add(event_now_usec(dial->event), STAGGER_USEC) : USEC_NEVER);
+        return event_timer_set(dial->stagger,
+                               more ? base_usec_add(event_now_usec(dial->event), STAGGER_USEC) : USEC_NEVER);
 }
 
 /* dial_go_on() - start addresses until one is under way; tell when none is left. */
@@ -176,7 +177,7 @@ static int on_connectable(uint32_t epoll_events, void *userdata) {
 /* order_addresses() - alternate the families, beginning with the first one's, then turn by `rotation`. */
 static void order_addresses(struct h2_dial *dial, const struct resolve_address *addresses, size_t count) {
         struct resolve_address ordered[RESOLVE_ADDRESSES_MAX];
-        bool taken[RESOLVE_ADDRESSES_MAX] = { false };
+        bool taken[RESOLVE_ADDRESSES_MAX] = {false};
         sa_family_t family = addresses[0].address.ss_family;
 
         for (size_t n = 0; n < count; n++) {
@@ -219,7 +220,7 @@ int h2_dial_start(struct event *event, struct resolve *resolve, const char *host
         dial->userdata = userdata;
         base_text_copy(dial->host, sizeof(dial->host), host);
         for (size_t i = 0; i < RESOLVE_ADDRESSES_MAX; i++)
-                dial->attempts[i] = (struct attempt){ .dial = dial, .fd = -1 };
+                dial->attempts[i] = (struct attempt){.dial = dial, .fd = -1};
         int r = event_add_timer(event, "h2-stagger", on_stagger, dial, &dial->stagger);
         if (r < 0)
                 return r;

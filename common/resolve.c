@@ -64,9 +64,9 @@ static void query_delist(struct resolve_query *query) {
 /* ---- numeric hosts -------------------------------------------------------------------------------- */
 
 static bool numeric_parse(const char *host, in_port_t port, struct resolve_address *ret) {
-        struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = port };
-        struct sockaddr_in6 in6 = { .sin6_family = AF_INET6, .sin6_port = port };
-        struct resolve_address address = { 0 };
+        struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = port};
+        struct sockaddr_in6 in6 = {.sin6_family = AF_INET6, .sin6_port = port};
+        struct resolve_address address = {0};
 
         if (inet_pton(AF_INET, host, &in.sin_addr) == 1) {
                 memcpy(&address.address, &in, sizeof(in));
@@ -129,7 +129,7 @@ static int eai_to_errno(int eai) {
 /* On the thread. No AI_ADDRCONFIG: an address of a family that this host lacks fails at once in connect(2), while
  * the flag hides ::1 and 127.0.0.1 on a host whose only interface is the loopback. */
 static int lookup_run(void *userdata) {
-        static const struct addrinfo hints = { .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM };
+        static const struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
         struct lookup *lookup = userdata;
 
         return eai_to_errno(getaddrinfo(lookup->host, NULL, &hints, &lookup->result));
@@ -157,7 +157,7 @@ static size_t lookup_addresses(const struct lookup *lookup, struct resolve_addre
         for (const struct addrinfo *i = lookup->result; i && count < RESOLVE_ADDRESSES_MAX; i = i->ai_next) {
                 if (i->ai_family != AF_INET && i->ai_family != AF_INET6)
                         continue;
-                addresses[count] = (struct resolve_address){ .size = i->ai_addrlen };
+                addresses[count] = (struct resolve_address){.size = i->ai_addrlen};
                 memcpy(&addresses[count].address, i->ai_addr, i->ai_addrlen);
                 count++;
         }
@@ -197,7 +197,7 @@ static int lookup_done(int result, void *userdata) {
 static struct lookup *lookup_find(struct resolve *resolve, const char *host) {
         struct lookup *lookup;
 
-        TAILQ_FOREACH(lookup, &resolve->lookups, entry)
+        for (lookup = TAILQ_FIRST(&resolve->lookups); lookup; lookup = TAILQ_NEXT(lookup, entry))
                 if (strcmp(lookup->host, host) == 0)
                         return lookup;
         return NULL;

@@ -35,7 +35,7 @@
 #define FILE_MAX (1024 * 1024)
 #define FINGERPRINT_SIZE 32
 
-static const unsigned char alpn_h2[] = { 2, 'h', '2' };
+static const unsigned char alpn_h2[] = {2, 'h', '2'};
 
 struct tls_client {
         char *ca_file, *certificate_file, *private_key_file, *server_name;
@@ -52,6 +52,7 @@ struct tls_stream {
         int fd;
         SSL *ssl;
         bool broken; /* TLS itself failed */
+        bool lacks_certificate;
         char error[TLS_ERROR_MAX];
 };
 
@@ -96,7 +97,7 @@ static void file_deinit(struct file *file) {
         if (file->data)
                 OPENSSL_cleanse(file->data, file->allocated);
         free(file->data);
-        *file = (struct file){ 0 };
+        *file = (struct file){0};
 }
 
 static int read_all(int fd, struct file *file) {
@@ -115,7 +116,7 @@ static int read_all(int fd, struct file *file) {
 
 static int file_load(const char *path, struct file *ret, char error[TLS_ERROR_MAX]) {
         _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-        _cleanup_(file_deinit) struct file file = { 0 };
+        _cleanup_(file_deinit) struct file file = {0};
         struct stat st;
 
         if (fd < 0 || fstat(fd, &st) < 0)
@@ -147,7 +148,7 @@ static int digest_file(EVP_MD_CTX *digest, const struct file *file) {
 
 /* The system's CAs may be thousands of files: their date must do. */
 static int digest_system(EVP_MD_CTX *digest) {
-        const char *const paths[] = { X509_get_default_cert_file(), X509_get_default_cert_dir() };
+        const char *const paths[] = {X509_get_default_cert_file(), X509_get_default_cert_dir()};
 
         for (size_t i = 0; i < ARRAY_SIZE(paths); i++) {
                 struct stat st;
@@ -330,6 +331,16 @@ static int on_new_session(SSL *ssl, SSL_SESSION *session) {
         return stream_keep_session(SSL_get_app_data(ssl), session);
 }
 
+/* Called when the peer asks for a certificate and the context has none. 0: go on without. */
+static int on_certificate_asked(SSL *ssl, X509 **certificate, EVP_PKEY **key) {
+        struct tls_stream *stream = SSL_get_app_data(ssl);
+
+        (void)certificate;
+        (void)key;
+        stream->lacks_certificate = true;
+        return 0;
+}
+
 static int context_configure(SSL_CTX *context) {
         if (SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION) != 1)
                 return -EPROTO;
@@ -342,11 +353,12 @@ static int context_configure(SSL_CTX *context) {
         SSL_CTX_set_options(context, SSL_OP_NO_RENEGOTIATION | SSL_OP_NO_COMPRESSION | SSL_OP_IGNORE_UNEXPECTED_EOF);
         SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
         SSL_CTX_sess_set_new_cb(context, on_new_session);
+        SSL_CTX_set_client_cert_cb(context, on_certificate_asked);
         return 0;
 }
 
 static int context_new(struct tls_client *client, char error[TLS_ERROR_MAX], SSL_CTX **ret) {
-        _cleanup_(files_deinit) struct files files = { 0 };
+        _cleanup_(files_deinit) struct files files = {0};
         _cleanup_(context_free) SSL_CTX *context = SSL_CTX_new(TLS_client_method());
         if (!context || context_configure(context) < 0)
                 return openssl_error(error, "TLS");
@@ -409,9 +421,9 @@ static int socket_create(BIO *bio) {
 static BIO_METHOD *socket_method_new(void) {
         BIO_METHOD *method = BIO_meth_new(BIO_TYPE_SOURCE_SINK | BIO_get_new_index(), "socket without SIGPIPE");
 
-        if (method && (BIO_meth_set_write(method, socket_write) != 1 || BIO_meth_set_read(method, socket_read) != 1 ||
-                       BIO_meth_set_ctrl(method, socket_control) != 1 ||
-                       BIO_meth_set_create(method, socket_create) != 1)) {
+        if (method &&
+            (BIO_meth_set_write(method, socket_write) != 1 || BIO_meth_set_read(method, socket_read) != 1 ||
+             BIO_meth_set_ctrl(method, socket_control) != 1 || BIO_meth_set_create(method, socket_create) != 1)) {
                 BIO_meth_free(method);
                 return NULL;
         }
@@ -492,9 +504,8 @@ static void stream_offer_session(struct tls_stream *stream) {
 
 static int stream_prepare(struct tls_stream *stream, SSL_CTX *context) {
         stream->ssl = SSL_new(context);
-        if (!stream->ssl)
+        if (!stream->ssl || SSL_set_app_data(stream->ssl, stream) != 1)
                 return -ENOMEM;
-        SSL_set_app_data(stream->ssl, stream);
         BIO *bio = BIO_new(stream->client->bio_method);
         if (!bio)
                 return -ENOMEM;
@@ -644,6 +655,10 @@ void tls_stream_shutdown(struct tls_stream *stream) {
 
 const char *tls_stream_error(const struct tls_stream *stream) {
         return stream->error;
+}
+
+bool tls_stream_lacks_certificate(const struct tls_stream *stream) {
+        return stream->lacks_certificate;
 }
 
 bool tls_stream_is_resumed(const struct tls_stream *stream) {

@@ -15,10 +15,10 @@ struct tls_stream; /* one connection */
 
 #define TLS_ERROR_MAX 512
 
-struct tls_options { /* all copied */
-        const char *ca_file;                              /* PEM; NULL: the system's */
-        const char *certificate_file, *private_key_file;  /* PEM; both or none */
-        const char *server_name;                          /* never NULL: a DNS name (sent as SNI) or an IP address (not sent) */
+struct tls_options {                                     /* all copied */
+        const char *ca_file;                             /* PEM; NULL: the system's */
+        const char *certificate_file, *private_key_file; /* PEM; both or none */
+        const char *server_name;                         /* never NULL: DNS name (sent as SNI) or address (not sent) */
 };
 
 /* Positive answers of handshake, read and write. */
@@ -56,4 +56,7 @@ bool tls_stream_has_pending(const struct tls_stream *stream);
 void tls_stream_shutdown(struct tls_stream *stream);
 
 const char *tls_stream_error(const struct tls_stream *stream);
+/* tls_stream_lacks_certificate() - the peer has asked for a client certificate and none is configured. With TLS 1.3
+ * it finds out only after the handshake, and many just close then. */
+bool tls_stream_lacks_certificate(const struct tls_stream *stream);
 bool tls_stream_is_resumed(const struct tls_stream *stream);

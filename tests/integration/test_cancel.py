@@ -22,11 +22,13 @@ def test_plain_cancel(node):
     metadata = node.wait_cancelled(operation, driver)
     assert other.alive() and not other.kills and len(driver.kills) == 1
     assert (metadata.cluster_id, metadata.job_id, metadata.driver_state) == (CLUSTER, "j1", "KILLED")
-    assert 0 < usec(metadata.received_at) <= usec(metadata.kill_accepted_at) <= usec(metadata.ended_at)
+    received, now = usec(metadata.received_at), wire.now_usec()
+    assert 0 < received <= usec(metadata.kill_accepted_at) <= now  # the end may be seen before Spark's answer
+    assert received <= usec(metadata.ended_at) <= now
     assert (metadata.kill_requests, metadata.escalation, metadata.leftover_processes) == (1, agent_pb2.ESCALATION_NONE, 0)
     assert metadata.agent_version == VERSION
     outcomes = [r.outcome for r in node.plane.reports(operation)]
-    assert outcomes == ["IN_PROGRESS", "CANCELLED"]
+    assert outcomes[-1] == "CANCELLED" and set(outcomes) <= {"IN_PROGRESS", "CANCELLED"}  # progress may be overtaken
     sequences = [r.sequence for r in node.plane.reports(operation)]
     assert sequences == sorted(set(sequences)) and sequences[0] > 0
     reported = wire.unpack(node.final(operation).operation.response, Job)
@@ -56,7 +58,11 @@ def test_stubborn_driver(node):
     """It ignores SIGTERM; the Worker kills it when its time is over."""
     node.start()
     driver = node.run_job("j1", sigterm="ignore")
-    node.wait_cancelled(node.cancel("j1"), driver)
+    operation = node.cancel("j1")
+    node.wait_cancelled(operation, driver)
+    first, last = node.plane.reports(operation)
+    assert (first.outcome, last.outcome) == ("IN_PROGRESS", "CANCELLED")
+    assert first.metadata.job_status == Job.CANCELLING and first.metadata.driver_id == driver.id
 
 
 def test_kill_that_was_lost_is_asked_again(node):
@@ -382,7 +388,7 @@ def test_driver_of_another_user(node):
 
 def test_driver_that_spark_places_elsewhere(node):
     """A job that claims a driver id of another node must not get that one killed."""
-    node.start()
+    node.start(plane={"deadline_grace": 0.5})
     driver = node.run_job("j1", worker_host_port="192.0.2.7:7078")
     operation = node.cancel("j1", deadline=2)
     node.plane.wait_report(operation, "NOT_ON_NODE")

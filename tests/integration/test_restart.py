@@ -58,8 +58,7 @@ def crash_while_it_lives_on(node):
 
 
 def crash_before_the_report_is_through(node):
-    driver = node.run_job("j1")
-    node.plane.wait(lambda: node.plane.streams("n1"), 30)
+    driver = node.run_job("j1", sigterm="ignore")
     operation = node.cancel("j1")
     node.plane.wait_report(operation, "IN_PROGRESS")
     fault = node.plane.faults.add("report", "status", code="UNAVAILABLE", times=0)

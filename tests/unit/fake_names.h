@@ -14,7 +14,7 @@ static struct {
         atomic_uint calls;
         const char *addresses[32]; /* numeric, NULL ends */
         int result;                /* EAI_… instead */
-} names = { .gate = PTHREAD_MUTEX_INITIALIZER };
+} names = {.gate = PTHREAD_MUTEX_INITIALIZER};
 
 static struct addrinfo *names_make(const char *text) {
         struct addrinfo *info = calloc(1, sizeof(*info));

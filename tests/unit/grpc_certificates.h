@@ -29,7 +29,7 @@ static void identity_extension(X509 *certificate, X509 *issuer, int nid, const c
  * `from_sec` to `to_sec`, relative to now. */
 static struct identity identity_make(const struct identity *issuer, const char *name, const char *names, long from_sec,
                                      long to_sec) {
-        struct identity identity = { X509_new(), EVP_EC_gen("P-256") };
+        struct identity identity = {X509_new(), EVP_EC_gen("P-256")};
         X509_NAME *subject = X509_get_subject_name(identity.certificate);
         X509 *issuer_certificate = issuer ? issuer->certificate : identity.certificate;
         unsigned serial;

@@ -23,7 +23,7 @@ struct client {
 struct seen { /* the course of one call */
         struct client *client;
         struct grpc_call *call;
-        char text[256];      /* the messages, joined by ',' */
+        char text[256]; /* the messages, joined by ',' */
         size_t messages, bytes;
         unsigned closed;
         enum grpc_status status;
@@ -31,7 +31,7 @@ struct seen { /* the course of one call */
         bool from_peer, has_pushback;
         int64_t pushback_ms;
         bool free_on_message, free_on_close, consume;
-        struct seen *also_free; /* freed in the same callback */
+        struct seen *also_free;          /* freed in the same callback */
         void (*hook)(struct seen *seen); /* called in on_message */
 };
 
@@ -76,7 +76,7 @@ static int seen_on_close(struct grpc_call *call, const struct grpc_result *resul
         return 0;
 }
 
-__attribute__((unused)) static const struct grpc_call_handlers seen_handlers = { seen_on_message, seen_on_close };
+__attribute__((unused)) static const struct grpc_call_handlers seen_handlers = {seen_on_message, seen_on_close};
 
 static int client_on_limit(void *userdata) {
         (void)userdata;
@@ -107,10 +107,10 @@ __attribute__((unused)) static struct client *client_to(const struct peer *peer,
         char endpoint[64];
 
         snprintf(endpoint, sizeof(endpoint), "%s://127.0.0.1:%u", scheme, peer->port);
-        return client_new(&(struct grpc_channel_options){ .endpoint = endpoint,
-                                                          .user_agent = "test/1",
-                                                          .connect_timeout_usec = 10 * USEC_PER_SEC,
-                                                          .stream_window = 65536 });
+        return client_new(&(struct grpc_channel_options){.endpoint = endpoint,
+                                                         .user_agent = "test/1",
+                                                         .connect_timeout_usec = 10 * USEC_PER_SEC,
+                                                         .stream_window = 65536});
 }
 
 __attribute__((unused)) static void client_free(struct client *client) {
@@ -148,20 +148,22 @@ __attribute__((unused)) static bool seen_has_message(void *userdata) {
 }
 
 static struct grpc_call_options client_options(const char *path, bool streaming) {
-        return (struct grpc_call_options){ .path = path,
-                                           .request = { (const uint8_t *)"ping", 4 },
-                                           .timeout_usec = USEC_NEVER,
-                                           .response_max = 1024 * 1024,
-                                           .streaming = streaming };
+        return (struct grpc_call_options){.path = path,
+                                          .request = {(const uint8_t *)"ping", 4},
+                                          .timeout_usec = USEC_NEVER,
+                                          .response_max = 1024 * 1024,
+                                          .streaming = streaming};
 }
 
-__attribute__((unused)) static void client_start_with(struct client *client, const struct grpc_call_options *options, struct seen *seen) {
+__attribute__((unused)) static void client_start_with(struct client *client, const struct grpc_call_options *options,
+                                                      struct seen *seen) {
         seen->client = client;
         assert_int_equal(grpc_call_start(client->channel, options, &seen_handlers, seen, &seen->call), 0);
         assert_int_equal(seen->closed, 0);
 }
 
-__attribute__((unused)) static void client_start(struct client *client, const char *path, bool streaming, struct seen *seen) {
+__attribute__((unused)) static void client_start(struct client *client, const char *path, bool streaming,
+                                                 struct seen *seen) {
         const struct grpc_call_options options = client_options(path, streaming);
 
         client_start_with(client, &options, seen);
@@ -175,7 +177,7 @@ __attribute__((unused)) static void client_finish(struct client *client, struct 
 
 /* client_call() - one call from start to end. */
 __attribute__((unused)) static struct seen client_call(struct client *client, const char *path, bool streaming) {
-        struct seen seen = { 0 };
+        struct seen seen = {0};
 
         client_start(client, path, streaming, &seen);
         client_finish(client, &seen);

@@ -14,6 +14,7 @@
  *   r CODE       RST_STREAM                                      g LAST CODE GOAWAY (LAST -1: this stream's id less 2)
  *   w HEX        bytes onto the connection                       p N         N PINGs
  *   c N          N CONTINUATIONs' worth of header fields         i N         N informational (103) blocks
+ *   y            a new session ticket (with what comes next)
  *   x            close the connection                            s           neither read nor write any more
  *   k            wait for peer_release()                         n N         do the next one only for request number N
  * Flow control is obeyed for DATA. The script of a request is found by its path.
@@ -42,30 +43,31 @@ struct peer_row {
 struct peer {
         int listen_fd;
         uint16_t port;
-        SSL_CTX *tls;             /* NULL: cleartext */
-        const char *greeting;     /* instead of SETTINGS, then the connection is closed */
-        bool mute;                /* accept, then say nothing */
-        bool goaway_first;        /* SETTINGS, then GOAWAY at once */
+        SSL_CTX *tls;           /* NULL: cleartext */
+        const char *greeting;   /* instead of SETTINGS, then the connection is closed */
+        bool mute;              /* accept, then say nothing */
+        bool goaway_first;      /* SETTINGS, then GOAWAY at once */
+        bool first_ticket_only; /* further connections get no session tickets of their own */
         bool ack_settings;
-        uint32_t max_streams;     /* 0: not told */
+        uint32_t max_streams; /* 0: not told */
         const struct peer_row *rows;
         size_t row_count;
         pthread_t accept_thread, threads[PEER_CONNECTIONS_MAX];
         size_t thread_count;
-        int wake[2];              /* closed at the end: ends every thread */
+        int wake[2]; /* closed at the end: ends every thread */
         atomic_uint connections, resumed, requests, releases, resets, window_updates, goaways, pings_acked;
         atomic_uint handshakes_failed, settings_acked;
         atomic_uint last_reset_code;
         atomic_ullong data_sent;
         pthread_mutex_t mutex;
-        char last_headers[8192];  /* "name: value\n"… of the last request */
+        char last_headers[8192]; /* "name: value\n"… of the last request */
         uint8_t last_body[4096];
         size_t last_body_size;
-        char sni[256];            /* of the last handshake */
+        char sni[256]; /* of the last handshake */
 };
 
 struct peer_stream {
-        int32_t id; /* 0: free */
+        int32_t id;         /* 0: free */
         const char *script; /* where it stands; NULL: done */
         int64_t window;
         uint8_t *data; /* DATA that waits for the window */
@@ -108,7 +110,7 @@ static void peer_write(struct peer_connection *c, const void *bytes, size_t size
                                 n = -2;
                 }
                 if (n == -2) {
-                        struct pollfd polls[2] = { { c->fd, POLLOUT, 0 }, { c->peer->wake[0], POLLIN, 0 } };
+                        struct pollfd polls[2] = {{c->fd, POLLOUT, 0}, {c->peer->wake[0], POLLIN, 0}};
                         (void)poll(polls, 2, 1000);
                         if (polls[1].revents != 0)
                                 c->closing = true;
@@ -129,8 +131,8 @@ static void peer_frame(struct peer_connection *c, uint8_t type, uint8_t flags, i
         const uint32_t id = (uint32_t)stream;
 
         assert(size <= 65536);
-        const uint8_t head[9] = { (uint8_t)(size >> 16), (uint8_t)(size >> 8), (uint8_t)size, type, flags,
-                                  (uint8_t)(id >> 24), (uint8_t)(id >> 16), (uint8_t)(id >> 8), (uint8_t)id };
+        const uint8_t head[9] = {(uint8_t)(size >> 16), (uint8_t)(size >> 8), (uint8_t)size,      type,       flags,
+                                 (uint8_t)(id >> 24),   (uint8_t)(id >> 16),  (uint8_t)(id >> 8), (uint8_t)id};
         memcpy(frame, head, 9);
         if (size > 0)
                 memcpy(frame + 9, payload, size);
@@ -189,10 +191,10 @@ static void peer_headers(struct peer_connection *c, int32_t stream, bool end, co
         for (size_t done = 0; done < n || done == 0;) { /* HEADERS, then CONTINUATIONs */
                 size_t part = n - done < PEER_BLOCK_MAX ? n - done : PEER_BLOCK_MAX;
                 bool first = done == 0, last = done + part == n;
-                peer_frame(c, first ? NGHTTP2_HEADERS : NGHTTP2_CONTINUATION,
-                           (uint8_t)((last ? NGHTTP2_FLAG_END_HEADERS : 0) |
-                                     (first && end ? NGHTTP2_FLAG_END_STREAM : 0)),
-                           stream, block + done, part);
+                peer_frame(
+                        c, first ? NGHTTP2_HEADERS : NGHTTP2_CONTINUATION,
+                        (uint8_t)((last ? NGHTTP2_FLAG_END_HEADERS : 0) | (first && end ? NGHTTP2_FLAG_END_STREAM : 0)),
+                        stream, block + done, part);
                 done += part;
                 if (last)
                         break;
@@ -228,7 +230,7 @@ static size_t peer_hex(const char *text, size_t size, uint8_t *bytes) {
         size_t n = 0;
 
         for (size_t i = 0; i + 1 < size; i += 2) {
-                char pair[3] = { text[i], text[i + 1], '\0' };
+                char pair[3] = {text[i], text[i + 1], '\0'};
                 bytes[n++] = (uint8_t)strtoul(pair, NULL, 16);
         }
         return n;
@@ -330,6 +332,9 @@ static bool peer_do(struct peer_connection *c, struct peer_stream *s, const char
         case 'n':
                 s->skip = s->number != strtoul(rest, NULL, 10);
                 return true;
+        case 'y':
+                SSL_new_session_ticket(c->ssl);
+                return true;
         case 'x':
                 c->closing = true;
                 return true;
@@ -362,7 +367,7 @@ static bool peer_send_data(struct peer_connection *c, struct peer_stream *s) {
                         size = c->window > (int64_t)extra ? (size_t)c->window - extra : 0;
                 if (size == 0 && s->data_size > 0)
                         return false;
-                uint8_t payload[16384 + 8] = { (uint8_t)s->padding };
+                uint8_t payload[16384 + 8] = {(uint8_t)s->padding};
                 memcpy(payload + (extra ? 1 : 0), s->data + s->data_done, size);
                 peer_frame(c, NGHTTP2_DATA, extra ? NGHTTP2_FLAG_PADDED : 0, s->id, payload, size + extra);
                 s->window -= (int64_t)(size + extra);
@@ -436,7 +441,8 @@ static void peer_on_headers(struct peer_connection *c, int32_t id, const uint8_t
                 if (flags & NGHTTP2_HD_INFLATE_EMIT) {
                         if (used < sizeof(text) - 1)
                                 used += (size_t)snprintf(text + used, sizeof(text) - used, "%s: %s%s\n", nv.name,
-                                                         nv.value, nv.flags & NGHTTP2_NV_FLAG_NO_INDEX ? " [secret]" : "");
+                                                         nv.value,
+                                                         nv.flags & NGHTTP2_NV_FLAG_NO_INDEX ? " [secret]" : "");
                         if (strcmp((char *)nv.name, ":path") == 0)
                                 snprintf(path, sizeof(path), "%s", nv.value);
                 }
@@ -449,7 +455,7 @@ static void peer_on_headers(struct peer_connection *c, int32_t id, const uint8_t
         pthread_mutex_unlock(&c->peer->mutex);
         struct peer_stream *s = peer_find(c, 0);
         assert(s);
-        *s = (struct peer_stream){ .id = id, .window = c->initial_window };
+        *s = (struct peer_stream){.id = id, .window = c->initial_window};
         s->script = NULL;
         /* The script begins at END_STREAM; "!" in front of the path: at once. */
         if (path[0] == '!')
@@ -529,7 +535,7 @@ static void peer_on_frame(struct peer_connection *c, const uint8_t head[9], cons
                 atomic_fetch_add(&c->peer->resets, 1);
                 if (s) {
                         free(s->data);
-                        *s = (struct peer_stream){ 0 };
+                        *s = (struct peer_stream){0};
                 }
                 break;
         case NGHTTP2_WINDOW_UPDATE:
@@ -571,7 +577,7 @@ static void peer_parse(struct peer_connection *c) {
 
 /* peer_fill() - more bytes, or 10 ms have passed. */
 static void peer_fill(struct peer_connection *c) {
-        struct pollfd polls[2] = { { c->fd, POLLIN, 0 }, { c->peer->wake[0], POLLIN, 0 } };
+        struct pollfd polls[2] = {{c->fd, POLLIN, 0}, {c->peer->wake[0], POLLIN, 0}};
         ssize_t n = -1;
 
         if (!c->ssl || !SSL_has_pending(c->ssl))
@@ -596,7 +602,7 @@ static void peer_fill(struct peer_connection *c) {
 }
 
 static void peer_wait_end(struct peer_connection *c) {
-        struct pollfd polls[1] = { { c->peer->wake[0], POLLIN, 0 } };
+        struct pollfd polls[1] = {{c->peer->wake[0], POLLIN, 0}};
 
         (void)poll(polls, 1, -1);
         c->closing = true;
@@ -607,13 +613,15 @@ static bool peer_handshake(struct peer_connection *c) {
                 return true;
         c->ssl = SSL_new(c->peer->tls);
         SSL_set_fd(c->ssl, c->fd);
+        if (c->peer->first_ticket_only && atomic_load(&c->peer->connections) > 1)
+                SSL_set_num_tickets(c->ssl, 0);
         for (;;) {
                 int n = SSL_accept(c->ssl);
                 if (n == 1)
                         break;
                 int error = SSL_get_error(c->ssl, n);
-                struct pollfd polls[2] = { { c->fd, error == SSL_ERROR_WANT_WRITE ? POLLOUT : POLLIN, 0 },
-                                           { c->peer->wake[0], POLLIN, 0 } };
+                struct pollfd polls[2] = {{c->fd, error == SSL_ERROR_WANT_WRITE ? POLLOUT : POLLIN, 0},
+                                          {c->peer->wake[0], POLLIN, 0}};
                 if (error != SSL_ERROR_WANT_READ && error != SSL_ERROR_WANT_WRITE) {
                         atomic_fetch_add(&c->peer->handshakes_failed, 1);
                         ERR_clear_error();
@@ -633,7 +641,7 @@ static bool peer_handshake(struct peer_connection *c) {
 }
 
 static void peer_greet(struct peer_connection *c) {
-        uint8_t settings[6] = { 0, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS };
+        uint8_t settings[6] = {0, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS};
 
         if (c->peer->greeting) {
                 while (!c->closing && c->input_size == 0)
@@ -691,7 +699,7 @@ static void *peer_accept_main(void *userdata) {
         struct peer *peer = userdata;
 
         for (;;) {
-                struct pollfd polls[2] = { { peer->listen_fd, POLLIN, 0 }, { peer->wake[0], POLLIN, 0 } };
+                struct pollfd polls[2] = {{peer->listen_fd, POLLIN, 0}, {peer->wake[0], POLLIN, 0}};
                 (void)poll(polls, 2, -1);
                 if (polls[1].revents != 0)
                         return NULL;
@@ -701,7 +709,7 @@ static void *peer_accept_main(void *userdata) {
                 int one = 1;
                 setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
                 struct peer_connection *c = calloc(1, sizeof(*c));
-                *c = (struct peer_connection){ .peer = peer, .fd = fd, .window = 65535, .initial_window = 65535 };
+                *c = (struct peer_connection){.peer = peer, .fd = fd, .window = 65535, .initial_window = 65535};
                 nghttp2_hd_inflate_new(&c->inflater);
                 atomic_fetch_add(&peer->connections, 1);
                 assert(peer->thread_count < PEER_CONNECTIONS_MAX);
@@ -712,7 +720,7 @@ static void *peer_accept_main(void *userdata) {
 /* ---- the peer ------------------------------------------------------------------------------------- */
 
 static int peer_listen(const char *address, uint16_t *port, int backlog) {
-        struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(*port) };
+        struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = htons(*port)};
         socklen_t size = sizeof(in);
         int one = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 

@@ -190,10 +190,25 @@ static void test_scan_after_end_finds_another(void **state) {
         feed_scan_process(&b, 200, "driver-2", false);
         assert_state(&b, KILL);
         assert_string_equal(b.cancel.record.driver_id, "driver-2");
-        feed_status(&b, CANCEL_WORD_RUNNING, true); /* the answer to the question about driver-1's end or about driver-2 */
-        pass(&b, b.now + SEC);
+        assert_int_equal(b.update.ask, CANCEL_ASK_STATUS); /* about driver-2, though driver-1's end was just asked about */
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
         feed_type(&b, CANCEL_EVENT_SLOT);
+        assert_int_equal(b.update.act, CANCEL_ACT_KILL);
         assert_int_equal(b.cancel.record.kill_requests, 2);
+}
+
+/* The kill's answer is late, the driver is gone and another one is found: that answer is not about the other. */
+static void test_late_answer_is_not_about_another_driver(void **state) {
+        struct bench b = begin_kill_sent();
+        (void)state;
+
+        exits(&b);
+        feed_scan_process(&b, 200, "driver-2", false);
+        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        assert_state(&b, KILL);
+        feed_status(&b, CANCEL_WORD_RUNNING, false);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        assert_int_equal(b.update.act, 0);
 }
 
 static void ended_by_itself(enum cancel_word word, const char *outcome) {
@@ -300,6 +315,26 @@ static void test_deadline(void **state) {
         assert_outcome(&b, DRIVER_SURVIVED);
 }
 
+/* The timer of a deadline that is past comes before the scan's answer: it must not end the search unseen. */
+static void test_deadline_past_before_the_first_scan(void **state) {
+        struct bench b = { .config = &config, .now = START };
+        struct cancel_now now = { START, REAL };
+        (void)state;
+
+        cancel_begin(&b.cancel, &now, START - 100 * SEC, false, false, "");
+        feed_type(&b, CANCEL_EVENT_COMMAND);
+        feed_at(&b, START);
+        assert_state(&b, SEARCH);
+        assert_true(b.update.wake_usec > START);
+        feed_scan_process(&b, 100, "driver-1", false);
+        assert_outcome(&b, DEADLINE_EXCEEDED);
+
+        cancel_begin(&b.cancel, &now, START - 100 * SEC, false, false, "");
+        feed_type(&b, CANCEL_EVENT_COMMAND);
+        pass(&b, START + 10 * SEC); /* no scan ever answers */
+        assert_state(&b, DONE);
+}
+
 static void test_deadline_past_at_arrival(void **state) {
         struct bench b = { .config = &config, .now = START };
         struct cancel_now now = { START, REAL };
@@ -390,6 +425,11 @@ static void test_withdrawn(void **state) {
         assert_state(&b, DONE);
         assert_int_equal(b.cancel.record.kill_requests, 0);
 
+        b = begin_found(); /* it ended by itself before a kill was sent */
+        exits(&b);
+        feed_type(&b, CANCEL_EVENT_WITHDRAWN);
+        assert_state(&b, DONE);
+
         b = begin_kill_sent(); /* too late: it goes to its end and is reported */
         feed_type(&b, CANCEL_EVENT_WITHDRAWN);
         assert_state(&b, KILL);
@@ -400,6 +440,48 @@ static void test_withdrawn(void **state) {
         assert_outcome(&b, CANCELLED);
         feed_type(&b, CANCEL_EVENT_WITHDRAWN);
         assert_state(&b, REPORT); /* a stored final report stays a duty */
+}
+
+/* A directory that Spark says nothing about is a hint: no report rests on it. */
+static void test_directory_alone_answers_nothing(void **state) {
+        static const enum cancel_answer answers[] = { CANCEL_ANSWER_UNREACHABLE, CANCEL_ANSWER_UNKNOWN_ID,
+                                                      CANCEL_ANSWER_REFUSED };
+        struct cancel_event directory = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_DIRECTORY };
+        (void)state;
+
+        base_text_copy(directory.driver_id, sizeof directory.driver_id, "driver-1");
+        for (size_t i = 0; i < ARRAY_SIZE(answers); i++) {
+                struct bench b = begin(false, &config);
+
+                feed(&b, &directory);
+                while (b.now < START + 900 * SEC) {
+                        if (b.cancel.asking)
+                                feed_status_answer(&b, answers[i]);
+                        pass(&b, b.now + SEC);
+                }
+                assert_state(&b, DONE);
+                assert_outcome(&b, );
+        }
+}
+
+/* A driver that is known by its directory alone: Spark is asked each second, not as fast as it answers. */
+static void test_accepted_without_a_process_is_asked_at_a_pace(void **state) {
+        struct cancel_event directory = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_DIRECTORY };
+        struct bench b = begin(false, &config);
+        (void)state;
+
+        base_text_copy(directory.driver_id, sizeof directory.driver_id, "driver-1");
+        feed(&b, &directory);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        pass(&b, b.now + SEC / 10);
+        assert_true(b.cancel.asking);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        assert_int_equal(b.update.ask, CANCEL_ASK_SCAN);
+        feed(&b, &directory);
+        assert_int_equal(b.update.ask, 0);
+        assert_true(b.update.wake_usec > b.now && b.update.wake_usec <= b.now + SEC);
 }
 
 static void test_duplicate_resends(void **state) {
@@ -759,6 +841,16 @@ static struct cancel_event random_event(uint64_t *seed) {
         return event;
 }
 
+/* An operation that waits for nothing but its deadline has been forgotten. `scanning`: a scan's answer is to come. */
+static bool is_forgotten(const struct cancel *c, bool scanning) {
+        enum cancel_state state = c->record.state;
+
+        if (state != CANCEL_SEARCH && state != CANCEL_KILL && state != CANCEL_WAIT && state != CANCEL_SETTLE)
+                return false;
+        return !scanning && !c->asking && !c->killing && !c->wants_slot && c->ask_usec == USEC_NEVER &&
+               c->scan_usec == USEC_NEVER && c->retry_usec == USEC_NEVER;
+}
+
 static void test_random_walks(void **state) {
         const char *given = getenv("SEED");
         uint64_t seed = given ? strtoull(given, NULL, 0) : base_random_u64(), first = seed;
@@ -767,11 +859,18 @@ static void test_random_walks(void **state) {
         print_message("SEED=%" PRIu64 "\n", first);
         for (int round = 0; round < 3000; round++) {
                 struct bench b = begin(base_random_next(&seed) % 8 == 0, &config);
+                bool scanning = true;
                 for (int i = 0; i < 60; i++) {
                         struct cancel_event event = random_event(&seed);
                         if (event.type == CANCEL_EVENT_TIMER && b.update.wake_usec != USEC_NEVER)
                                 b.now = base_max_u64(b.now, b.update.wake_usec);
                         feed(&b, &event);
+                        if (event.type == CANCEL_EVENT_SCANNED || event.type == CANCEL_EVENT_RESTARTED)
+                                scanning = false;
+                        scanning |= (b.update.ask & CANCEL_ASK_SCAN) != 0;
+                        if (b.now < b.cancel.record.deadline_usec && is_forgotten(&b.cancel, scanning))
+                                fail_msg("SEED=%" PRIu64 ", round %d: %s waits for nothing after event %d", first, round,
+                                         cancel_state_to_text(b.cancel.record.state), (int)event.type);
                 }
                 for (int i = 0; i < 100000 && b.update.wake_usec != USEC_NEVER; i++) /* silence: only timers */
                         feed_at(&b, base_max_u64(b.now, b.update.wake_usec));
@@ -787,13 +886,17 @@ int main(void) {
                 cmocka_unit_test(test_cancelled_without_word_after_a_second),
                 cmocka_unit_test(test_never_cancelled_without_last_scan),
                 cmocka_unit_test(test_scan_after_end_finds_another),
+                cmocka_unit_test(test_late_answer_is_not_about_another_driver),
                 cmocka_unit_test(test_ended_by_itself),
                 cmocka_unit_test(test_answer_of_kill_decides_when_exit_comes_first),
                 cmocka_unit_test(test_unknown_twice_is_lost),
                 cmocka_unit_test(test_not_on_node_once_then_found),
                 cmocka_unit_test(test_search_ends_without_report),
                 cmocka_unit_test(test_deadline),
+                cmocka_unit_test(test_deadline_past_before_the_first_scan),
                 cmocka_unit_test(test_deadline_past_at_arrival),
+                cmocka_unit_test(test_directory_alone_answers_nothing),
+                cmocka_unit_test(test_accepted_without_a_process_is_asked_at_a_pace),
                 cmocka_unit_test(test_placed_elsewhere_is_not_found),
                 cmocka_unit_test(test_lost_kill_is_repeated),
                 cmocka_unit_test(test_every_master_asked_counts),

@@ -6,17 +6,17 @@
 #include <sys/resource.h>
 
 static const struct peer_row rows[] = {
-        { "/Unary", "h|m pong|t 0" },
-        { "/Wait", "h|m first|k|m last|t 0" },
-        { "/WaitGoaway", "h|m first|g 1 0|k|m last|t 0" },
-        { "/Never", "k" },
-        { "/Above", "n 1|g -1 0|h|m pong|t 0" },
-        { "/Refuse", "n 1|r 7|h|m pong|t 0" },
-        { "/RefuseThird", "n 3|r 7|h|m pong|t 0" },
-        { "/GoawayAlways", "g -1 0" },
-        { "/Silent", "h|m first|s" },
-        { "/Three", "h|m a|m b|m c|t 0" },
-        { "/Kill", "x" },
+        {"/Unary", "h|m pong|t 0"},
+        {"/Wait", "h|m first|k|m last|t 0"},
+        {"/WaitGoaway", "h|m first|g 1 0|k|m last|t 0"},
+        {"/Never", "k"},
+        {"/Above", "n 1|g -1 0|h|m pong|t 0"},
+        {"/Refuse", "n 1|r 7|h|m pong|t 0"},
+        {"/RefuseThird", "n 3|r 7|h|m pong|t 0"},
+        {"/GoawayAlways", "g -1 0"},
+        {"/Silent", "h|m first|s"},
+        {"/Three", "h|m a|m b|m c|t 0"},
+        {"/Kill", "x"},
 };
 
 static struct peer *peer_of_rows(void) {
@@ -35,9 +35,8 @@ static struct client *client_with(const char *host, uint16_t port, uint64_t conn
         char endpoint[64];
 
         snprintf(endpoint, sizeof(endpoint), "http://%s:%u", host, port);
-        return client_new(&(struct grpc_channel_options){ .endpoint = endpoint,
-                                                          .connect_timeout_usec = connect_timeout_usec,
-                                                          .stream_window = 65536 });
+        return client_new(&(struct grpc_channel_options){
+                .endpoint = endpoint, .connect_timeout_usec = connect_timeout_usec, .stream_window = 65536});
 }
 
 static void assert_unavailable(const struct seen *seen, const char *part) {
@@ -60,7 +59,7 @@ static void test_goaway_graceful(void **state) {
         (void)state;
         struct peer *peer = peer_of_rows();
         struct client *client = client_to(peer, "http");
-        struct seen stream = { 0 };
+        struct seen stream = {0};
 
         client_start(client, "/WaitGoaway", true, &stream);
         client_run(client, seen_has_message, &stream);
@@ -131,7 +130,7 @@ static void test_max_streams(void **state) {
         peer->max_streams = 1;
         peer_start(peer);
         struct client *client = client_to(peer, "http");
-        struct seen stream = { 0 }, waiting = { 0 }, freed = { 0 }, late = { 0 };
+        struct seen stream = {0}, waiting = {0}, freed = {0}, late = {0};
         struct grpc_call_options options = client_options("/Unary", false);
 
         client_start(client, "/Wait", true, &stream);
@@ -167,7 +166,7 @@ static void test_deadline(void **state) {
         struct peer *peer = peer_of_rows();
         struct client *client = client_to(peer, "http");
         struct grpc_call_options options = client_options("/Never", true);
-        struct seen seen = { 0 };
+        struct seen seen = {0};
 
         options.timeout_usec = 100 * USEC_PER_MSEC;
         uint64_t begin = event_now_usec(client->event);
@@ -187,7 +186,7 @@ static void test_free_cancels(void **state) {
         (void)state;
         struct peer *peer = peer_of_rows();
         struct client *client = client_to(peer, "http");
-        struct seen seen = { 0 }, unborn = { 0 };
+        struct seen seen = {0}, unborn = {0};
 
         client_start(client, "/Unary", false, &unborn); /* before there is a connection */
         unborn.call = grpc_call_free(unborn.call);
@@ -214,7 +213,7 @@ static void test_goodbye(void **state) {
         (void)state;
         struct peer *peer = peer_of_rows();
         struct client *client = client_to(peer, "http"), *other = client_to(peer, "http");
-        struct seen seen = { 0 };
+        struct seen seen = {0};
 
         client_start(client, "/Wait", true, &seen);
         client_run(client, seen_has_message, &seen);
@@ -231,7 +230,7 @@ static void test_killed(void **state) {
         (void)state;
         struct peer *peer = peer_of_rows();
         struct client *client = client_to(peer, "http");
-        struct seen stream = { 0 }, unary = { 0 }, killer = { 0 };
+        struct seen stream = {0}, unary = {0}, killer = {0};
 
         client_start(client, "/Wait", true, &stream);
         client_run(client, seen_has_message, &stream);
@@ -255,7 +254,7 @@ static void test_drop(void **state) {
         (void)state;
         struct peer *peer = peer_of_rows();
         struct client *client = client_to(peer, "http");
-        struct seen stream = { 0 }, unary = { 0 }, waiting = { 0 };
+        struct seen stream = {0}, unary = {0}, waiting = {0};
 
         client_start(client, "/Silent", true, &stream);
         client_run(client, seen_has_message, &stream);
@@ -286,7 +285,7 @@ static void test_drop_in_callback(void **state) {
         (void)state;
         struct peer *peer = peer_of_rows();
         struct client *client = client_to(peer, "http");
-        struct seen seen = { .hook = drop_hook }, other = { 0 };
+        struct seen seen = {.hook = drop_hook}, other = {0};
 
         client_start(client, "/Wait", true, &other);
         client_start(client, "/Wait", true, &seen);
@@ -348,9 +347,8 @@ static void test_connect_timeout(void **state) {
 
         char endpoint[64];
         snprintf(endpoint, sizeof(endpoint), "https://127.0.0.1:%u", peer->port);
-        client = client_new(&(struct grpc_channel_options){ .endpoint = endpoint,
-                                                            .connect_timeout_usec = 100 * USEC_PER_MSEC,
-                                                            .stream_window = 65536 });
+        client = client_new(&(struct grpc_channel_options){
+                .endpoint = endpoint, .connect_timeout_usec = 100 * USEC_PER_MSEC, .stream_window = 65536});
         seen = client_call(client, "/Unary", false);
         assert_unavailable(&seen, "no connection within 100 ms (TLS handshake)");
         client_free(client);
@@ -370,7 +368,7 @@ static void test_deadline_while_connecting(void **state) {
         peer_start(peer);
         struct client *client = client_to(peer, "http");
         struct grpc_call_options options = client_options("/Unary", false);
-        struct seen seen = { 0 };
+        struct seen seen = {0};
 
         options.timeout_usec = 50 * USEC_PER_MSEC;
         client_start_with(client, &options, &seen);
@@ -387,7 +385,7 @@ static uint16_t closed_port(void) {
 }
 
 static void test_refused_connection(void **state) {
-        static const char *const two[] = { "127.0.0.1", "127.0.0.3" };
+        static const char *const two[] = {"127.0.0.1", "127.0.0.3"};
         (void)state;
         struct client *client = client_with("127.0.0.1", closed_port(), USEC_PER_SEC);
         struct seen seen = client_call(client, "/Unary", false);
@@ -409,7 +407,7 @@ static void test_refused_connection(void **state) {
 
 /* The peer of the others is on 127.0.0.1; this one shares its port on another address. */
 static void test_next_address(void **state) {
-        static const char *const addresses[] = { "127.0.0.2", "127.0.0.1" };
+        static const char *const addresses[] = {"127.0.0.2", "127.0.0.1"};
         char peer_text[64];
         (void)state;
         struct peer *peer = peer_of_rows();
@@ -424,7 +422,7 @@ static void test_next_address(void **state) {
 
 /* black_hole() - a listener whose backlog is full drops further SYNs. `fds` are to be closed. */
 static void black_hole(const char *address, uint16_t port, int fds[8]) {
-        struct sockaddr_in in = { .sin_family = AF_INET, .sin_port = htons(port) };
+        struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = htons(port)};
 
         inet_pton(AF_INET, address, &in.sin_addr);
         fds[0] = peer_listen(address, &port, 0);
@@ -436,7 +434,7 @@ static void black_hole(const char *address, uint16_t port, int fds[8]) {
 }
 
 static void test_black_hole(void **state) {
-        static const char *const addresses[] = { "127.0.0.2", "127.0.0.1" };
+        static const char *const addresses[] = {"127.0.0.2", "127.0.0.1"};
         int fds[8];
         (void)state;
         struct peer *peer = peer_of_rows();
@@ -446,7 +444,7 @@ static void test_black_hole(void **state) {
 
         uint64_t begin = event_now_usec(client->event);
         assert_good(client);
-        assert_in_range(event_now_usec(client->event) - begin, 250 * USEC_PER_MSEC, 900 * USEC_PER_MSEC);
+        assert_in_range(event_now_usec(client->event) - begin, 250 * USEC_PER_MSEC, 3 * USEC_PER_SEC);
         for (int i = 0; i < 8; i++)
                 close(fds[i]);
         end(client, peer);
@@ -454,14 +452,14 @@ static void test_black_hole(void **state) {
 
 /* A peer that takes TCP and nothing else does not lock us out while another would serve. */
 static void test_rotation(void **state) {
-        static const char *const addresses[] = { "127.0.0.2", "127.0.0.1" };
+        static const char *const addresses[] = {"127.0.0.2", "127.0.0.1"};
         (void)state;
         struct peer *peer = peer_of_rows();
         uint16_t port = peer->port;
         int fd = peer_listen("127.0.0.2", &port, 8);
         assert_true(fd >= 0);
         names_set(addresses, 2);
-        struct client *client = client_with("cp.example", peer->port, 100 * USEC_PER_MSEC);
+        struct client *client = client_with("cp.example", peer->port, 400 * USEC_PER_MSEC);
         struct seen seen = client_call(client, "/Unary", false);
 
         assert_unavailable(&seen, "waiting for SETTINGS");
@@ -476,10 +474,10 @@ static void test_free_in_callbacks(void **state) {
         (void)state;
         struct peer *peer = peer_of_rows();
         struct client *client = client_to(peer, "http");
-        struct seen marker = { 0 };
+        struct seen marker = {0};
 
         for (int i = 0; i < 4; i++) {
-                struct seen first = { 0 }, second = { 0 };
+                struct seen first = {0}, second = {0};
                 first.free_on_message = i & 1;
                 first.free_on_close = true;
                 if (i & 2)
@@ -509,7 +507,7 @@ static void test_free_channel_in_callback(void **state) {
         (void)state;
         struct peer *peer = peer_of_rows();
         struct client *client = client_to(peer, "http");
-        struct seen seen = { .hook = free_channel_hook };
+        struct seen seen = {.hook = free_channel_hook};
 
         client_start(client, "/Three", true, &seen);
         client_run(client, seen_is_closed, &seen);
@@ -528,7 +526,7 @@ static void test_start_in_callback(void **state) {
         (void)state;
         struct peer *peer = peer_of_rows();
         struct client *client = client_to(peer, "http");
-        struct seen inner = { 0 }, outer = { .hook = start_hook, .also_free = &inner };
+        struct seen inner = {0}, outer = {.hook = start_hook, .also_free = &inner};
 
         client_start(client, "/Three", true, &outer);
         client_finish(client, &outer);
@@ -545,12 +543,12 @@ static int failing_on_close(struct grpc_call *call, const struct grpc_result *re
 }
 
 static void test_failing_callback(void **state) {
-        static const struct grpc_call_handlers handlers = { seen_on_message, failing_on_close };
+        static const struct grpc_call_handlers handlers = {seen_on_message, failing_on_close};
         (void)state;
         struct peer *peer = peer_of_rows();
         struct client *client = client_to(peer, "http");
         struct grpc_call_options options = client_options("/Unary", false);
-        struct seen seen = { .client = client };
+        struct seen seen = {.client = client};
 
         assert_int_equal(grpc_call_start(client->channel, &options, &handlers, &seen, &seen.call), 0);
         assert_int_equal(event_run(client->event), -EPIPE);
@@ -572,7 +570,7 @@ static void test_idle(void **state) {
         (void)state;
         struct peer *peer = peer_of_rows();
         struct client *client = client_to(peer, "http");
-        struct seen stream = { 0 };
+        struct seen stream = {0};
 
         client_start(client, "/Wait", true, &stream);
         client_run(client, seen_has_message, &stream);

@@ -4,25 +4,25 @@
  * on_close, the loop goes on, nothing leaks, and the next call is a good one. Under AddressSanitizer, which has an
  * allocator of its own, there is nothing to do here.
  */
-#include "grpc_client.h"
-#include "grpc_certificates.h"
-
-#include <malloc.h>
-
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define WITH_SANITIZER 1
+#        define WITH_SANITIZER 1
 #elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define WITH_SANITIZER 1
-#endif
+#        if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#                define WITH_SANITIZER 1
+#        endif
 #endif
 
 #ifdef WITH_SANITIZER
+#        include <stdio.h>
+
 int main(void) {
         puts("skipped: the sanitizer's allocator can't be made to fail");
         return 0;
 }
 #else
+
+#        include "grpc_client.h"
+#        include "grpc_certificates.h"
 
 extern void *__libc_malloc(size_t size);
 extern void *__libc_calloc(size_t count, size_t size);
@@ -31,7 +31,7 @@ extern void __libc_free(void *pointer);
 
 static __thread struct {
         bool counting;
-        long live; /* allocations of this thread less its frees */
+        long live;               /* allocations of this thread less its frees */
         unsigned long countdown; /* 0: off */
         bool fired;
 } memory;
@@ -73,8 +73,8 @@ void free(void *pointer) {
 /* ---- one run -------------------------------------------------------------------------------------- */
 
 static const struct peer_row rows[] = {
-        { "/Unary", "h|m pong|t 0" },
-        { "/Stream", "h|m a|f 20 3000|T grpc-status=5&grpc-message=no%20more" },
+        {"/Unary", "h|m pong|t 0"},
+        {"/Stream", "h|m a|f 20 3000|T grpc-status=5&grpc-message=no%20more"},
 };
 
 struct run {
@@ -104,7 +104,7 @@ static int run_on_close(struct grpc_call *call, const struct grpc_result *result
 }
 
 static void run_call(struct run *run, struct grpc_channel *channel, const char *path, bool streaming) {
-        static const struct grpc_call_handlers handlers = { run_on_message, run_on_close };
+        static const struct grpc_call_handlers handlers = {run_on_message, run_on_close};
         struct grpc_call_options options = client_options(path, streaming);
         struct grpc_call *call = NULL;
         unsigned before = run->closed;
@@ -141,9 +141,13 @@ static void run_once(struct run *run, const struct grpc_channel_options *options
 }
 
 static unsigned check_all(const struct grpc_channel_options *options, unsigned long step) {
-        struct run run = { 0 };
-        unsigned long n = 1;
+        struct run run = {0};
+        /* All of TLS's would take half a minute: each run takes others. SEED=… repeats one. */
+        const char *text = getenv("SEED");
+        unsigned long seed = text ? strtoul(text, NULL, 0) : (unsigned long)(base_random_u64() % 1000);
+        unsigned long n = 1 + seed % step;
 
+        print_message("SEED=%lu\n", seed);
         assert_int_equal(event_new(false, &run.event), 0);
         assert_int_equal(resolve_new(run.event, &run.resolve), 0);
         assert_int_equal(event_add_timer(run.event, "limit", client_on_limit, NULL, &run.limit), 0);
@@ -159,7 +163,7 @@ static unsigned check_all(const struct grpc_channel_options *options, unsigned l
                         run_once(&run, options, n);
                 }
                 if (memory.live > live)
-                        fail_msg("allocation %lu: %ld left behind", n, memory.live - live);
+                        fail_msg("SEED=%lu, allocation %lu: %ld left behind", seed, n, memory.live - live);
                 n += step;
         } while (memory.fired);
         memory.counting = false;
@@ -175,9 +179,8 @@ static void test_cleartext(void **state) {
         struct peer *peer = peer_new(rows, ARRAY_SIZE(rows));
         peer_start(peer);
         snprintf(endpoint, sizeof(endpoint), "http://127.0.0.1:%u", peer->port);
-        const struct grpc_channel_options options = { .endpoint = endpoint,
-                                                      .connect_timeout_usec = 5 * USEC_PER_SEC,
-                                                      .stream_window = 65536 };
+        const struct grpc_channel_options options = {
+                .endpoint = endpoint, .connect_timeout_usec = 5 * USEC_PER_SEC, .stream_window = 65536};
         unsigned n = check_all(&options, 1);
         print_message("%u allocations\n", n);
         assert_in_range(n, 50, 100000);
@@ -206,14 +209,14 @@ static void test_tls(void **state) {
         peer->tls = SSL_CTX_new(TLS_server_method());
         SSL_CTX_use_certificate(peer->tls, server.certificate);
         SSL_CTX_use_PrivateKey(peer->tls, server.key);
-        static const unsigned char h2[] = { 2, 'h', '2' };
+        static const unsigned char h2[] = {2, 'h', '2'};
         SSL_CTX_set_alpn_select_cb(peer->tls, select_alpn, (void *)(uintptr_t)h2);
         peer_start(peer);
         snprintf(endpoint, sizeof(endpoint), "https://127.0.0.1:%u", peer->port);
-        const struct grpc_channel_options options = { .endpoint = endpoint,
-                                                      .ca_file = path,
-                                                      .connect_timeout_usec = 5 * USEC_PER_SEC,
-                                                      .stream_window = 65536 };
+        const struct grpc_channel_options options = {.endpoint = endpoint,
+                                                     .ca_file = path,
+                                                     .connect_timeout_usec = 5 * USEC_PER_SEC,
+                                                     .stream_window = 65536};
         unsigned n = check_all(&options, 7);
         print_message("%u allocations\n", n);
         peer_stop(peer);
@@ -224,7 +227,7 @@ static void test_tls(void **state) {
 }
 
 int main(void) {
-        const struct CMUnitTest tests[] = { cmocka_unit_test(test_cleartext), cmocka_unit_test(test_tls) };
+        const struct CMUnitTest tests[] = {cmocka_unit_test(test_cleartext), cmocka_unit_test(test_tls)};
 
         return cmocka_run_group_tests_name("grpc_memory", tests, NULL, NULL);
 }

@@ -30,10 +30,40 @@ static void add_hex(char *script, size_t size, unsigned max) {
 
 static void add_operation(char *script, size_t size) {
         static const char *const operations[] = {
-                "h", "h", "h", "H :status=200&content-type=text/plain", "H :status=503", "m word", "m word", "b word", "M 70000",
-                "M 2000", "t 0", "t 0", "t 5", "T x=y", "T grpc-status=0&grpc-message=%41%zz", "T :status=200", "e", "i 3", "p 5",
-                "r 7", "r 8", "r 0", "g 1 0", "g -1 0", "g 2147483647 0", "x", "f 30 500", "o 30 50", "H x=y", "H :status=abc",
-                "T Upper=case", "H :status=200&:status=200", "c 2", "H content-length=5&:status=200",
+                "h",
+                "h",
+                "h",
+                "H :status=200&content-type=text/plain",
+                "H :status=503",
+                "m word",
+                "m word",
+                "b word",
+                "M 70000",
+                "M 2000",
+                "t 0",
+                "t 0",
+                "t 5",
+                "T x=y",
+                "T grpc-status=0&grpc-message=%41%zz",
+                "T :status=200",
+                "e",
+                "i 3",
+                "p 5",
+                "r 7",
+                "r 8",
+                "r 0",
+                "g 1 0",
+                "g -1 0",
+                "g 2147483647 0",
+                "x",
+                "f 30 500",
+                "o 30 50",
+                "H x=y",
+                "H :status=abc",
+                "T Upper=case",
+                "H :status=200&:status=200",
+                "c 2",
+                "H content-length=5&:status=200",
         };
         unsigned kind = pick(10);
         size_t used = strlen(script);
@@ -50,7 +80,7 @@ static void add_operation(char *script, size_t size) {
 }
 
 static void make_scripts(void) {
-        static const char *const paths[CALLS] = { "/0", "/1", "/2", "/3" };
+        static const char *const paths[CALLS] = {"/0", "/1", "/2", "/3"};
 
         for (size_t i = 0; i < CALLS; i++) {
                 unsigned operations = 1 + pick(7);
@@ -59,9 +89,9 @@ static void make_scripts(void) {
                         base_text_copy(world.scripts[i], sizeof(world.scripts[i]), "h");
                 for (unsigned n = 0; n < operations; n++)
                         add_operation(world.scripts[i], sizeof(world.scripts[i]));
-                world.rows[i] = (struct peer_row){ paths[i], world.scripts[i] };
+                world.rows[i] = (struct peer_row){paths[i], world.scripts[i]};
         }
-        world.rows[CALLS] = (struct peer_row){ "/Unary", "h|m pong|t 0" };
+        world.rows[CALLS] = (struct peer_row){"/Unary", "h|m pong|t 0"};
 }
 
 static bool all_closed(void *userdata) {
@@ -79,7 +109,7 @@ static void run_round(uint64_t seed) {
         struct peer *peer = peer_new(world.rows, ARRAY_SIZE(world.rows));
         peer_start(peer);
         struct client *client = client_to(peer, "http");
-        struct seen seen[CALLS] = { 0 };
+        struct seen seen[CALLS] = {0};
 
         for (size_t i = 0; i < CALLS; i++) {
                 struct grpc_call_options options = client_options(world.rows[i].path, pick(3) > 0);
@@ -124,7 +154,7 @@ static int say_seed(void **state) {
 }
 
 int main(void) {
-        const struct CMUnitTest tests[] = { cmocka_unit_test_teardown(test_random, say_seed) };
+        const struct CMUnitTest tests[] = {cmocka_unit_test_teardown(test_random, say_seed)};
 
         return cmocka_run_group_tests_name("grpc_random", tests, NULL, NULL);
 }

@@ -7,7 +7,7 @@
 #include <cmocka.h>
 
 static struct span text_span(const char *text) {
-        return (struct span){ (const uint8_t *)text, strlen(text) };
+        return (struct span){(const uint8_t *)text, strlen(text)};
 }
 
 static void test_names(void **state) {
@@ -24,11 +24,11 @@ static void test_names(void **state) {
 
 static void test_http(void **state) {
         static const unsigned rows[][2] = {
-                { 400, GRPC_INTERNAL },      { 401, GRPC_UNAUTHENTICATED }, { 403, GRPC_PERMISSION_DENIED },
-                { 404, GRPC_UNIMPLEMENTED }, { 429, GRPC_UNAVAILABLE },     { 502, GRPC_UNAVAILABLE },
-                { 503, GRPC_UNAVAILABLE },   { 504, GRPC_UNAVAILABLE },     { 500, GRPC_UNKNOWN },
-                { 200, GRPC_UNKNOWN },       { 302, GRPC_UNKNOWN },         { 0, GRPC_UNKNOWN },
-                { UINT_MAX, GRPC_UNKNOWN },
+                {400, GRPC_INTERNAL},      {401, GRPC_UNAUTHENTICATED}, {403, GRPC_PERMISSION_DENIED},
+                {404, GRPC_UNIMPLEMENTED}, {429, GRPC_UNAVAILABLE},     {502, GRPC_UNAVAILABLE},
+                {503, GRPC_UNAVAILABLE},   {504, GRPC_UNAVAILABLE},     {500, GRPC_UNKNOWN},
+                {200, GRPC_UNKNOWN},       {302, GRPC_UNKNOWN},         {0, GRPC_UNKNOWN},
+                {UINT_MAX, GRPC_UNKNOWN},
         };
         (void)state;
         for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
@@ -37,21 +37,21 @@ static void test_http(void **state) {
 
 static void test_h2(void **state) {
         static const unsigned rows[][2] = {
-                { NGHTTP2_NO_ERROR, GRPC_INTERNAL },
-                { NGHTTP2_PROTOCOL_ERROR, GRPC_INTERNAL },
-                { NGHTTP2_INTERNAL_ERROR, GRPC_INTERNAL },
-                { NGHTTP2_FLOW_CONTROL_ERROR, GRPC_INTERNAL },
-                { NGHTTP2_SETTINGS_TIMEOUT, GRPC_INTERNAL },
-                { NGHTTP2_STREAM_CLOSED, GRPC_UNKNOWN },
-                { NGHTTP2_FRAME_SIZE_ERROR, GRPC_INTERNAL },
-                { NGHTTP2_REFUSED_STREAM, GRPC_UNAVAILABLE },
-                { NGHTTP2_CANCEL, GRPC_CANCELLED },
-                { NGHTTP2_COMPRESSION_ERROR, GRPC_INTERNAL },
-                { NGHTTP2_CONNECT_ERROR, GRPC_INTERNAL },
-                { NGHTTP2_ENHANCE_YOUR_CALM, GRPC_RESOURCE_EXHAUSTED },
-                { NGHTTP2_INADEQUATE_SECURITY, GRPC_PERMISSION_DENIED },
-                { NGHTTP2_HTTP_1_1_REQUIRED, GRPC_UNKNOWN },
-                { UINT32_MAX, GRPC_UNKNOWN },
+                {NGHTTP2_NO_ERROR, GRPC_INTERNAL},
+                {NGHTTP2_PROTOCOL_ERROR, GRPC_INTERNAL},
+                {NGHTTP2_INTERNAL_ERROR, GRPC_INTERNAL},
+                {NGHTTP2_FLOW_CONTROL_ERROR, GRPC_INTERNAL},
+                {NGHTTP2_SETTINGS_TIMEOUT, GRPC_INTERNAL},
+                {NGHTTP2_STREAM_CLOSED, GRPC_UNKNOWN},
+                {NGHTTP2_FRAME_SIZE_ERROR, GRPC_INTERNAL},
+                {NGHTTP2_REFUSED_STREAM, GRPC_UNAVAILABLE},
+                {NGHTTP2_CANCEL, GRPC_CANCELLED},
+                {NGHTTP2_COMPRESSION_ERROR, GRPC_INTERNAL},
+                {NGHTTP2_CONNECT_ERROR, GRPC_INTERNAL},
+                {NGHTTP2_ENHANCE_YOUR_CALM, GRPC_RESOURCE_EXHAUSTED},
+                {NGHTTP2_INADEQUATE_SECURITY, GRPC_PERMISSION_DENIED},
+                {NGHTTP2_HTTP_1_1_REQUIRED, GRPC_UNKNOWN},
+                {UINT32_MAX, GRPC_UNKNOWN},
         };
         (void)state;
         for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
@@ -62,23 +62,23 @@ static void test_status_parse(void **state) {
         static const struct {
                 const char *text;
                 unsigned value;
-        } rows[] = { { "0", 0 },          { "16", 16 },        { "99", 99 },         { "9999", 9999 },
-                     { "", UINT_MAX },    { "-1", UINT_MAX },  { "1 ", UINT_MAX },   { " 1", UINT_MAX },
-                     { "0x1", UINT_MAX }, { "1.0", UINT_MAX }, { "12345", UINT_MAX } };
+        } rows[] = {{"0", 0},          {"16", 16},        {"99", 99},         {"9999", 9999},
+                    {"", UINT_MAX},    {"-1", UINT_MAX},  {"1 ", UINT_MAX},   {" 1", UINT_MAX},
+                    {"0x1", UINT_MAX}, {"1.0", UINT_MAX}, {"12345", UINT_MAX}};
         (void)state;
         for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
                 assert_int_equal(grpc_status_parse(text_span(rows[i].text)), rows[i].value);
-        assert_int_equal(grpc_status_parse((struct span){ (const uint8_t *)"1\0", 2 }), UINT_MAX);
-        assert_int_equal(grpc_status_parse((struct span){ NULL, 0 }), UINT_MAX);
+        assert_int_equal(grpc_status_parse((struct span){(const uint8_t *)"1\0", 2}), UINT_MAX);
+        assert_int_equal(grpc_status_parse((struct span){NULL, 0}), UINT_MAX);
 }
 
 static void test_pushback(void **state) {
         static const struct {
                 const char *text;
                 int64_t value;
-        } rows[] = { { "0", 0 },   { "1500", 1500 },  { "9999999999", 9999999999 }, { "-1", -1 },
-                     { "", -1 },   { "soon", -1 },    { "99999999999", -1 },        { "1.5", -1 },
-                     { "+5", -1 }, { "0x10", -1 },    { "-9223372036854775808", -1 } };
+        } rows[] = {{"0", 0},   {"1500", 1500}, {"9999999999", 9999999999},  {"-1", -1},
+                    {"", -1},   {"soon", -1},   {"99999999999", -1},         {"1.5", -1},
+                    {"+5", -1}, {"0x10", -1},   {"-9223372036854775808", -1}};
         (void)state;
         for (size_t i = 0; i < ARRAY_SIZE(rows); i++)
                 assert_int_equal(grpc_pushback_parse(text_span(rows[i].text)), rows[i].value);
@@ -86,9 +86,19 @@ static void test_pushback(void **state) {
 
 static void test_message(void **state) {
         static const char *const rows[][2] = {
-                { "", "" },           { "plain", "plain" }, { "%41%62", "Ab" },   { "a%20b", "a b" }, { "%", "%" },
-                { "%4", "%4" },       { "%4g", "%4g" },     { "%%41", "%A" },     { "%zz", "%zz" },   { "100%", "100%" },
-                { "%E2%82%AC", "\xe2\x82\xac" },            { "%e2%82%ac", "\xe2\x82\xac" },          { "%2541", "%41" },
+                {"", ""},
+                {"plain", "plain"},
+                {"%41%62", "Ab"},
+                {"a%20b", "a b"},
+                {"%", "%"},
+                {"%4", "%4"},
+                {"%4g", "%4g"},
+                {"%%41", "%A"},
+                {"%zz", "%zz"},
+                {"100%", "100%"},
+                {"%E2%82%AC", "\xe2\x82\xac"},
+                {"%e2%82%ac", "\xe2\x82\xac"},
+                {"%2541", "%41"},
         };
         uint8_t bytes[16];
         (void)state;
@@ -106,15 +116,15 @@ static void test_timeout(void **state) {
         static const struct {
                 uint64_t usec;
                 const char *text;
-        } rows[] = { { 0, "1m" },
-                     { 1, "1m" },
-                     { 1000, "1m" },
-                     { 1001, "2m" },
-                     { 2500 * USEC_PER_MSEC, "2500m" },
-                     { 99999998 * USEC_PER_MSEC, "99999998m" },
-                     { 99999999 * USEC_PER_MSEC, "100000S" },
-                     { 99999999 * USEC_PER_SEC, "1666667M" },
-                     { USEC_NEVER - 1, "99999999H" } };
+        } rows[] = {{0, "1m"},
+                    {1, "1m"},
+                    {1000, "1m"},
+                    {1001, "2m"},
+                    {2500 * USEC_PER_MSEC, "2500m"},
+                    {99999998 * USEC_PER_MSEC, "99999998m"},
+                    {99999999 * USEC_PER_MSEC, "100000S"},
+                    {99999999 * USEC_PER_SEC, "1666667M"},
+                    {USEC_NEVER - 1, "99999999H"}};
         char text[GRPC_TIMEOUT_TEXT_MAX];
         (void)state;
         for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
@@ -142,21 +152,38 @@ static void test_endpoint(void **state) {
                 unsigned port;
                 bool tls;
         } good[] = {
-                { "https://cp.example:443", "cp.example", "cp.example:443", 443, true },
-                { "https://cp.example", "cp.example", "cp.example:443", 443, true },
-                { "https://cp.example/", "cp.example", "cp.example:443", 443, true },
-                { "http://cp.example", "cp.example", "cp.example:80", 80, false },
-                { "http://127.0.0.1:8080/", "127.0.0.1", "127.0.0.1:8080", 8080, false },
-                { "https://[::1]:65535", "::1", "[::1]:65535", 65535, true },
-                { "https://[2001:db8::7]", "2001:db8::7", "[2001:db8::7]:443", 443, true },
+                {"https://cp.example:443", "cp.example", "cp.example:443", 443, true},
+                {"https://cp.example", "cp.example", "cp.example:443", 443, true},
+                {"https://cp.example/", "cp.example", "cp.example:443", 443, true},
+                {"http://cp.example", "cp.example", "cp.example:80", 80, false},
+                {"http://127.0.0.1:8080/", "127.0.0.1", "127.0.0.1:8080", 8080, false},
+                {"https://[::1]:65535", "::1", "[::1]:65535", 65535, true},
+                {"https://[2001:db8::7]", "2001:db8::7", "[2001:db8::7]:443", 443, true},
         };
         static const char *const bad[] = {
-                "",                    "cp.example:443",       "ftp://cp.example:1",   "https://",
-                "https://:443",        "https://a:0",          "https://a:65536",      "https://a:",
-                "https://a:x",         "https://a:1/path",     "https://a/path",       "https://user@a:1",
-                "https://a:1?q",       "https://[::1:443",     "https://[]:443",       "https://a b:1",
-                "https://a:443:443",   "https://a\n:443",      "https://[::1]x",       "https://a:4434343434343",
-                "HTTPS://a:1",         "https://[a_b]:1",      "https:///",
+                "",
+                "cp.example:443",
+                "ftp://cp.example:1",
+                "https://",
+                "https://:443",
+                "https://a:0",
+                "https://a:65536",
+                "https://a:",
+                "https://a:x",
+                "https://a:1/path",
+                "https://a/path",
+                "https://user@a:1",
+                "https://a:1?q",
+                "https://[::1:443",
+                "https://[]:443",
+                "https://a b:1",
+                "https://a:443:443",
+                "https://a\n:443",
+                "https://[::1]x",
+                "https://a:4434343434343",
+                "HTTPS://a:1",
+                "https://[a_b]:1",
+                "https:///",
         };
         struct grpc_endpoint endpoint;
         char text[400];
@@ -180,9 +207,10 @@ static void test_endpoint(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_names),        cmocka_unit_test(test_http),    cmocka_unit_test(test_h2),
-                cmocka_unit_test(test_status_parse), cmocka_unit_test(test_pushback), cmocka_unit_test(test_message),
-                cmocka_unit_test(test_timeout),      cmocka_unit_test(test_content_type),
+                cmocka_unit_test(test_names),    cmocka_unit_test(test_http),
+                cmocka_unit_test(test_h2),       cmocka_unit_test(test_status_parse),
+                cmocka_unit_test(test_pushback), cmocka_unit_test(test_message),
+                cmocka_unit_test(test_timeout),  cmocka_unit_test(test_content_type),
                 cmocka_unit_test(test_endpoint),
         };
 

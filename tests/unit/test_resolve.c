@@ -46,7 +46,7 @@ static int on_answer(int result, const struct resolve_address *addresses, size_t
 }
 
 static int setup(void **state) {
-        static const char *const addresses[] = { "192.0.2.1", "2001:db8::1" };
+        static const char *const addresses[] = {"192.0.2.1", "2001:db8::1"};
         (void)state;
         world.limit = NULL;
         assert_int_equal(event_new(false, &world.event), 0);
@@ -78,17 +78,18 @@ static void run(void) {
 static void assert_address(const struct resolve_address *address, const char *text) {
         char host[64], port[8];
 
-        assert_int_equal(getnameinfo((const struct sockaddr *)&address->address, address->size, host, sizeof(host), port,
-                                     sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV), 0);
+        assert_int_equal(getnameinfo((const struct sockaddr *)&address->address, address->size, host, sizeof(host),
+                                     port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV),
+                         0);
         assert_string_equal(host, text);
         assert_string_equal(port, "4711");
 }
 
 static void test_numeric(void **state) {
-        static const char *const hosts[] = { "127.0.0.1", "::1", "2001:db8::7", "0.0.0.0" };
+        static const char *const hosts[] = {"127.0.0.1", "::1", "2001:db8::7", "0.0.0.0"};
         (void)state;
         for (size_t i = 0; i < ARRAY_SIZE(hosts); i++) {
-                struct answer answer = { 0 };
+                struct answer answer = {0};
                 ask(hosts[i], &answer);
                 run();
                 assert_int_equal(answer.calls, 1);
@@ -100,7 +101,7 @@ static void test_numeric(void **state) {
 }
 
 static void test_name(void **state) {
-        struct answer answer = { 0 };
+        struct answer answer = {0};
         (void)state;
         ask("cp.example", &answer);
         run();
@@ -113,21 +114,21 @@ static void test_name(void **state) {
 
 static void test_errors(void **state) {
         static const int rows[][2] = {
-                { EAI_NONAME, -ENXIO }, { EAI_AGAIN, -EAGAIN }, { EAI_MEMORY, -ENOMEM }, { EAI_FAIL, -EIO },
+                {EAI_NONAME, -ENXIO}, {EAI_AGAIN, -EAGAIN}, {EAI_MEMORY, -ENOMEM}, {EAI_FAIL, -EIO},
 #ifdef EAI_NODATA
-                { EAI_NODATA, -ENXIO },
+                {EAI_NODATA, -ENXIO},
 #endif
         };
         (void)state;
         for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
-                struct answer answer = { 0 };
+                struct answer answer = {0};
                 names.result = rows[i][0];
                 ask("cp.example", &answer);
                 run();
                 assert_int_equal(answer.calls, 1);
                 assert_int_equal(answer.result, rows[i][1]);
         }
-        struct answer answer = { 0 };
+        struct answer answer = {0};
         names_set(NULL, 0);
         ask("no.addresses", &answer);
         run();
@@ -136,7 +137,7 @@ static void test_errors(void **state) {
 
 static void test_many_addresses(void **state) {
         const char *many[31];
-        struct answer answer = { 0 };
+        struct answer answer = {0};
         (void)state;
         for (size_t i = 0; i < ARRAY_SIZE(many); i++)
                 many[i] = "192.0.2.9";
@@ -148,7 +149,7 @@ static void test_many_addresses(void **state) {
 
 /* A name server that hangs: queries of the same host share the look-up. */
 static void test_shared(void **state) {
-        struct answer answers[50] = { 0 };
+        struct answer answers[50] = {0};
         (void)state;
         pthread_mutex_lock(&names.gate);
         for (size_t i = 0; i < ARRAY_SIZE(answers); i++) {
@@ -165,10 +166,10 @@ static void test_shared(void **state) {
 }
 
 static void test_cancel_in_callback(void **state) {
-        static const char *const hosts[] = { "cp.example", "127.0.0.1" };
+        static const char *const hosts[] = {"cp.example", "127.0.0.1"};
         (void)state;
         for (size_t i = 0; i < ARRAY_SIZE(hosts); i++) {
-                struct answer first = { 0 }, second = { 0 };
+                struct answer first = {0}, second = {0};
                 first.also_cancel = &second;
                 ask(hosts[i], &first);
                 ask(hosts[i], &second);
@@ -180,13 +181,13 @@ static void test_cancel_in_callback(void **state) {
 }
 
 static void test_free_in_callback(void **state) {
-        struct answer answer = { .free_resolve = true };
+        struct answer answer = {.free_resolve = true};
         (void)state;
         ask("cp.example", &answer);
         run();
         assert_null(world.resolve);
         assert_int_equal(resolve_new(world.event, &world.resolve), 0);
-        answer = (struct answer){ .free_resolve = true };
+        answer = (struct answer){.free_resolve = true};
         ask("127.0.0.1", &answer);
         run();
         assert_null(world.resolve);
@@ -194,7 +195,7 @@ static void test_free_in_callback(void **state) {
 
 /* The end of the program comes while a look-up hangs and others wait behind it. */
 static void test_free_with_pending(void **state) {
-        struct answer answers[3] = { 0 };
+        struct answer answers[3] = {0};
         (void)state;
         ask("a.example", &answers[0]);
         ask("b.example", &answers[1]);
@@ -205,7 +206,7 @@ static void test_free_with_pending(void **state) {
 }
 
 static void test_limits(void **state) {
-        struct answer answers[65] = { 0 };
+        struct answer answers[65] = {0};
         char host[300];
         (void)state;
         memset(host, 'a', sizeof(host));
