@@ -248,4 +248,4 @@ help:
 	@echo 'SANITIZE=address,undefined builds with sanitizers, CC=clang with clang; give them a BUILD= of their own.'
 	@echo 'REQUIRE_ALL=1 makes a skipped test a failure.'
 
--include $(wildcard $(BUILD)/*/*.d)
+-include $(wildcard $(BUILD)/*/*.d $(BUILD)/sim/*/*.d $(BUILD)/sim/tests/sim/*.d)
