@@ -615,6 +615,22 @@ static void test_escalation(void **state) {
         assert_int_equal(b.cancel.record.escalation, CANCEL_ESCALATION_SIGKILL);
 }
 
+/* It came back long after the first kill: Spark is asked first, the time before a signal is its own. */
+static void test_escalation_counts_for_each_process(void **state) {
+        struct cancel_config term = config;
+        struct bench b = begin_accepted();
+        (void)state;
+
+        term.escalation = CANCEL_ESCALATION_SIGTERM;
+        b.config = &term;
+        b.now += 70 * SEC;
+        exits(&b);
+        feed_scan_process(&b, 200, "driver-1", true);
+        assert_state(&b, KILL);
+        pass(&b, b.now + SEC);
+        assert_state(&b, KILL);
+}
+
 static void test_supervised_driver_comes_back(void **state) {
         struct bench b = begin(false, &config);
         (void)state;
@@ -917,6 +933,7 @@ int main(void) {
                 cmocka_unit_test(test_restart_with_driver_gone),
                 cmocka_unit_test(test_reboot_means_gone),
                 cmocka_unit_test(test_escalation),
+                cmocka_unit_test(test_escalation_counts_for_each_process),
                 cmocka_unit_test(test_supervised_driver_comes_back),
                 cmocka_unit_test(test_every_reachable_state),
                 cmocka_unit_test(test_random_walks),
