@@ -278,9 +278,10 @@ static void settle_evaluate(struct cancel *c, const struct cancel_config *config
         c->attempts++;
 }
 
-/* Until when a scan is waited for that had not come at the deadline. */
+/* Until when a scan is waited for that had not come at the deadline; the deadline may have passed while the command
+ * was on its way, or while this program did not run. */
 static uint64_t last_scan_usec(const struct cancel *c) {
-        return base_usec_add(base_max_u64(c->record.deadline_usec, c->record.received_usec), SCAN_GRACE_USEC);
+        return base_usec_add(base_max_u64(c->record.deadline_usec, c->since_usec), SCAN_GRACE_USEC);
 }
 
 static void deadline_passed(struct cancel *c, const struct cancel_now *now, struct cancel_update *u) {
@@ -308,6 +309,8 @@ static void deadline_passed(struct cancel *c, const struct cancel_now *now, stru
         case CANCEL_WAIT:
         case CANCEL_TERM:
         case CANCEL_FORCE:
+                if (c->unproved && now->usec < last_scan_usec(c))
+                        return; /* after a restart: it may have ended meanwhile */
                 if (is_hint(c))
                         finish(c, u, CANCEL_DONE); /* as in SEARCH */
                 else if (!r->master_answered)
@@ -390,7 +393,7 @@ static void on_restarted(struct cancel *c, const struct cancel_event *e, const s
                          struct cancel_update *u) {
         struct cancel_record record = c->record;
 
-        *c = (struct cancel){ .record = record };
+        *c = (struct cancel){ .record = record, .since_usec = now->usec };
         stop_timers(c);
         switch (record.state) {
         case CANCEL_SEARCH:
@@ -404,6 +407,7 @@ static void on_restarted(struct cancel *c, const struct cancel_event *e, const s
                         begin_settle(c, now, u); /* the machine was started anew: the process is gone */
                 else
                         ask_scan(c, u);
+                c->unproved = record.state == c->record.state;
                 return;
         case CANCEL_SETTLE:
                 ask_scan(c, u);
@@ -492,7 +496,10 @@ static void scanned_in_kill(struct cancel *c, const struct cancel_config *config
                 hold_process(c, e, u);
                 u->durable = true;
         }
-        resume(c, config, now, u);
+        if (now->usec >= c->record.deadline_usec)
+                deadline_passed(c, now, u);
+        else
+                resume(c, config, now, u);
 }
 
 static bool same_process(const struct cancel_process *a, const struct cancel_process *b) {
@@ -519,6 +526,7 @@ static void scanned_in_settle(struct cancel *c, const struct cancel_config *conf
 
 static void on_scanned(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                        const struct cancel_now *now, struct cancel_update *u) {
+        c->unproved = false;
         switch (c->record.state) {
         case CANCEL_SEARCH:
                 scanned_in_search(c, config, e, now, u);
@@ -867,7 +875,8 @@ static uint64_t next_wake(const struct cancel *c, const struct cancel_config *co
         wake = base_min_u64(wake, escalation_usec(c, config));
         if (c->record.state == CANCEL_SETTLE && c->scanned && we_ended_it(c) && !c->record.supervised)
                 wake = base_min_u64(wake, base_usec_add(c->record.ended_usec, WORD_WAIT_USEC));
-        if ((c->record.state == CANCEL_SETTLE || c->record.state == CANCEL_SEARCH) && !c->scanned && now->usec >= deadline)
+        if (now->usec >= deadline && (c->unproved || ((c->record.state == CANCEL_SETTLE || c->record.state == CANCEL_SEARCH) &&
+                                                      !c->scanned)))
                 deadline = last_scan_usec(c);
         return base_min_u64(wake, deadline);
 }
@@ -883,7 +892,7 @@ void cancel_begin(struct cancel *cancel, const struct cancel_now *now, uint64_t 
         cancel->record.state = CANCEL_SEARCH;
         cancel->invalid = invalid;
         cancel->record.dry_run = dry_run;
-        cancel->record.received_usec = now->usec;
+        cancel->record.received_usec = cancel->since_usec = now->usec;
         cancel->record.received_real_usec = now->real_usec;
         cancel->record.deadline_usec = deadline_usec;
         cancel->record.deadline_real_usec = base_usec_add(now->real_usec, left);

@@ -92,12 +92,14 @@ struct cancel {
         bool wants_slot;         /* waits for its turn at the worker */
         bool asking;             /* a status question is in flight */
         bool killing;            /* a kill request is in flight */
+        bool unproved;           /* after a restart, until the first scan: the stored process may be gone */
         bool scanned;            /* SEARCH: a scan was made; SETTLE: one since the process was gone found nothing */
         bool asked;              /* SETTLE: Spark was asked since the process was gone */
         uint32_t attempts;       /* status questions or kill rounds that failed in a row */
         uint32_t unknown_answers;/* "unknown id", counted at most once per kill_retry */
         uint64_t unknown_usec;   /* when the last was counted */
         uint64_t refused_usec;   /* first refusal of the present row of refusals; 0: none */
+        uint64_t since_usec;     /* of the command's arrival, or of the restart */
         uint64_t ask_usec;       /* next status question; USEC_NEVER: none */
         uint64_t scan_usec;      /* next scan; USEC_NEVER: none */
         uint64_t retry_usec;     /* next kill; USEC_NEVER: none */

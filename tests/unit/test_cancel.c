@@ -576,6 +576,38 @@ static void test_restart_with_driver_gone(void **state) {
         assert_outcome(&b, ALREADY_DONE);
 }
 
+/* The deadline passed while the agent did not run: it looks once before it says how the cancel ended. */
+static void test_restart_past_the_deadline(void **state) {
+        struct bench b = begin_accepted();
+        (void)state;
+
+        b.now = START + 2000 * SEC;
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_RESTARTED, .same_boot = true });
+        feed_at(&b, b.now);
+        assert_state(&b, WAIT);
+        assert_true(b.update.wake_usec > b.now);
+        feed_scan_none(&b); /* its process is gone */
+        assert_state(&b, SETTLE);
+        feed_scan_none(&b);
+        assert_outcome(&b, CANCELLED);
+
+        b = begin_accepted();
+        b.now = START + 2000 * SEC;
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_RESTARTED, .same_boot = true });
+        feed_scan_process(&b, 100, "driver-1", false);
+        pass(&b, b.now);
+        assert_outcome(&b, DEADLINE_EXCEEDED);
+
+        b = begin(false, &config);
+        feed_scan_none(&b);
+        b.now = START + 2000 * SEC;
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_RESTARTED, .same_boot = true });
+        feed_at(&b, b.now);
+        assert_state(&b, SEARCH);
+        feed_scan_process(&b, 100, "driver-1", false);
+        assert_outcome(&b, DEADLINE_EXCEEDED);
+}
+
 static void test_reboot_means_gone(void **state) {
         struct bench b = begin_accepted();
         (void)state;
@@ -931,6 +963,7 @@ int main(void) {
                 cmocka_unit_test(test_invalid_command),
                 cmocka_unit_test(test_restart_with_driver_alive),
                 cmocka_unit_test(test_restart_with_driver_gone),
+                cmocka_unit_test(test_restart_past_the_deadline),
                 cmocka_unit_test(test_reboot_means_gone),
                 cmocka_unit_test(test_escalation),
                 cmocka_unit_test(test_escalation_counts_for_each_process),
