@@ -168,7 +168,7 @@ check-sanitize:
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-san check-integration
 
 check-valgrind: $(UNIT)
-	@UNDER="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite" \
+	@WALK_STATES=2000 UNDER="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite" \
 		scripts/run-unit $(UNIT)
 
 check-spark-4:
@@ -250,4 +250,4 @@ help:
 	@echo 'SANITIZE=address,undefined builds with sanitizers, CC=clang with clang; give them a BUILD= of their own.'
 	@echo 'REQUIRE_ALL=1 makes a skipped test a failure.'
 
--include $(wildcard $(BUILD)/*/*.d)
+-include $(wildcard $(BUILD)/*/*.d $(BUILD)/sim/*/*.d $(BUILD)/sim/tests/sim/*.d)

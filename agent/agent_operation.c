@@ -255,9 +255,14 @@ static void operation_kill(struct operation *o) {
                 metrics_observe_usec(METRICS_KILL_SECONDS, base_usec_sub(now, o->cancel.record.received_usec));
 }
 
-static void operation_signal(struct operation *o, int signal_number, const char *name) {
+/* A process that cannot be held yet (no descriptor left) is signalled when it is: `act` waits for that. */
+static void operation_signal(struct operation *o, uint32_t act, int signal_number, const char *name) {
         int r = o->hold ? driver_signal(o->hold, signal_number) : -ESRCH;
 
+        if (!o->hold && o->wants_hold) {
+                o->act |= act;
+                return;
+        }
         operation_journal(o, JOURNAL_DRIVER_SIGNALLED, "%s to driver process %" PRId32 " of job %s: %s", name,
                           o->cancel.record.process.pid, o->job_id, r < 0 ? strerror(-r) : "sent");
 }
@@ -302,9 +307,9 @@ void operation_do(struct operation *o, uint32_t act) {
         else if (act & report)
                 operation_send_report(o);
         if (act & CANCEL_ACT_TERM)
-                operation_signal(o, SIGTERM, "SIGTERM");
+                operation_signal(o, CANCEL_ACT_TERM, SIGTERM, "SIGTERM");
         if (act & CANCEL_ACT_FORCE)
-                operation_signal(o, SIGKILL, "SIGKILL");
+                operation_signal(o, CANCEL_ACT_FORCE, SIGKILL, "SIGKILL");
         if (act & CANCEL_ACT_KILL)
                 operation_kill(o);
 }

@@ -139,6 +139,15 @@ static void set_driver(struct cancel *c, const char *driver_id) {
         c->placed_here = c->asking = c->killing = false;
 }
 
+/* escalate_after begins anew: a process that has just come is asked to go through Spark before it is signalled. */
+static void hold_process(struct cancel *c, const struct cancel_event *e, struct cancel_update *u) {
+        c->record.process = e->process;
+        c->record.supervised = e->supervised;
+        c->record.answered_usec = 0;
+        c->driver_held = true;
+        u->change |= CANCEL_HOLD;
+}
+
 /* To KILL for a driver that has just been identified. Spark must confirm its place before the first kill. */
 static void begin_kill(struct cancel *c, const struct cancel_event *e, struct cancel_update *u) {
         set_driver(c, e->driver_id);
@@ -146,14 +155,10 @@ static void begin_kill(struct cancel *c, const struct cancel_event *e, struct ca
         c->attempts = c->unknown_answers = 0;
         c->refused_usec = 0;
         c->record.ended_usec = c->record.ended_real_usec = 0;
-        if (e->scan == CANCEL_SCAN_PROCESS) {
-                c->record.process = e->process;
-                c->record.supervised = e->supervised;
-                c->driver_held = true;
-                u->change |= CANCEL_HOLD;
-        } else {
+        if (e->scan == CANCEL_SCAN_PROCESS)
+                hold_process(c, e, u);
+        else
                 c->record.process = (struct cancel_process){ 0 };
-        }
         set_state(c, u, CANCEL_KILL);
         if (!c->record.dry_run)
                 plan_kill(c, u);
@@ -484,10 +489,7 @@ static void scanned_in_kill(struct cancel *c, const struct cancel_config *config
                 begin_kill(c, e, u);
                 return;
         } else if (e->scan == CANCEL_SCAN_PROCESS) {
-                c->record.process = e->process;
-                c->record.supervised = e->supervised;
-                c->driver_held = true;
-                u->change |= CANCEL_HOLD;
+                hold_process(c, e, u);
                 u->durable = true;
         }
         resume(c, config, now, u);

@@ -141,7 +141,8 @@ struct sim_operation {
         enum cancel_outcome server_outcome;
 
         /* what the agent did */
-        bool delivered, withdrawn_delivered; /* the command, the Withdrawn reached it */
+        bool delivered;              /* the command reached it */
+        unsigned delivered_order, withdrawn_order; /* the order of revisions in which command and Withdrawn did; 0 */
         uint64_t delivered_at;
         bool confirmed;         /* a position that covers it was given back, or a deed was done: must never be lost */
         bool withdrawn_in_time; /* Withdrawn was stored before any kill was sent */
@@ -166,6 +167,7 @@ struct sim_operation {
         bool exists;                 /* the agent has it in memory */
         uint64_t scanned_at;         /* last scan that was fed to it */
         bool done_seen;
+        bool excused;           /* pruned as DONE, and it came again: the configuration keeps too few */
 };
 
 /* Chances in permille, times in which faults happen: drawn anew for each schedule. */
@@ -216,6 +218,8 @@ struct sim {
         sqlite3_stmt *row;
         char boot_id[40];
         unsigned lives, boots;
+        unsigned order;         /* of revisions: a stream from 0 begins a new one */
+        uint64_t up_since;
 
         uint64_t steps;         /* of the agent's loop */
         uint64_t second, second_steps;
@@ -314,7 +318,7 @@ void sim_control_check_end(void);
 struct sim_row {
         char state[16], outcome[24], escalation[12];
         int64_t kill_requests, report_sequence;
-        bool withdrawn;
+        bool withdrawn, master_answered, accepted;
         const void *report; /* valid until the next call */
         size_t report_size;
 };
@@ -335,6 +339,7 @@ void sim_check_status_answer(struct operation *o, const char *driver_id, const s
 void sim_check_signal(struct operation *o, struct sim_process *process, int signal_number);
 void sim_check_report(const char *operation_id, int64_t sequence, bool final, struct span report);
 void sim_check_taken(int64_t revision);
+bool sim_may_be_pruned(const struct sim_operation *operation);
 void sim_check_loaded(void);           /* after a start: nothing that was acknowledged is lost */
 void sim_check_end(void);
 bool sim_check_all_done(void);

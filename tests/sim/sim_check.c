@@ -27,6 +27,11 @@ size_t sim_coverage_size(void) {
         return sizeof *coverage;
 }
 
+/* Only what was DONE may be forgotten, and only where the configuration keeps few. */
+bool sim_may_be_pruned(const struct sim_operation *operation) {
+        return operation->done_seen && sim.config.retention_max < sim.operation_count;
+}
+
 /* ---- each step ---------------------------------------------------------------------------------------------------------- */
 
 void __real_cancel_step(struct cancel *cancel, const struct cancel_config *config, const struct cancel_event *event,
@@ -62,6 +67,8 @@ static void note_step(struct sim_operation *operation, const struct cancel *befo
         if (before->record.state != r->state && (r->state == CANCEL_TERM || r->state == CANCEL_FORCE))
                 operation->escalated_life = sim.lives;
         operation->state = r->state;
+        if (operation->excused)
+                return;
         if (before->record.outcome == CANCEL_OUTCOME_NONE && r->outcome != CANCEL_OUTCOME_NONE) {
                 coverage->outcomes[r->outcome]++;
                 judge_outcome(operation, after, now);
@@ -178,12 +185,16 @@ static void judge_ended_by_itself(const struct sim_operation *operation, const s
                 wrong(operation, cancel, "Spark never said FAILED or ERROR");
 }
 
+static uint64_t nothing_hinders_since(void) {
+        return base_max_u64(sim.faults_end, sim.up_since);
+}
+
 /* After the faults, a living driver that Spark knows and can kill must be cancelled well before its deadline. */
 static bool should_have_been_cancelled(const struct sim_operation *operation) {
         uint64_t bound = 2 * USEC_PER_MINUTE + sim.operation_count * 40 * USEC_PER_SEC;
         const struct sim_process *process = counting_process(operation->job);
         const struct sim_driver *driver = process ? process->driver : NULL;
-        uint64_t from = base_max_u64(sim.faults_end, operation->delivered_at);
+        uint64_t from = base_max_u64(nothing_hinders_since(), operation->delivered_at);
 
         if (!driver || !driver->known || driver->word != SPARK_STATE_RUNNING || driver->unkillable)
                 return false;
@@ -255,7 +266,7 @@ static void judge_silent_end(struct sim_operation *operation, const struct cance
         const struct sim_process *process = counting_process(operation->job);
 
         if (cancel->record.withdrawn) {
-                if (!operation->withdrawn_delivered)
+                if (operation->withdrawn_order == 0)
                         wrong(operation, cancel, "nobody has withdrawn it");
                 if (operation->kills > 0)
                         wrong(operation, cancel, "a kill was sent, and nothing is reported");
@@ -264,7 +275,7 @@ static void judge_silent_end(struct sim_operation *operation, const struct cance
         if (now->usec < cancel->record.deadline_usec)
                 wrong(operation, cancel, "given up before the deadline");
         if (process && process->driver && process->driver->known && process->driver->word == SPARK_STATE_RUNNING &&
-            sim.healed && sim.time > base_max_u64(sim.faults_end, operation->delivered_at) + 20 * USEC_PER_SEC &&
+            sim.healed && sim.time > base_max_u64(nothing_hinders_since(), operation->delivered_at) + 20 * USEC_PER_SEC &&
             sim.time > process->started_at + 20 * USEC_PER_SEC)
                 wrong(operation, cancel, "the driver was here all the time and was not found");
 }
@@ -299,6 +310,7 @@ static void check_target(const struct sim_operation *operation, const char *driv
 }
 
 static void check_pace(const struct sim_operation *operation, const struct cancel_process *process) {
+        const struct sim_operation *holders[SIM_OPERATIONS_MAX];
         unsigned outstanding = 0;
 
         for (unsigned i = 0; i < sim.operation_count; i++) {
@@ -308,10 +320,11 @@ static void check_pace(const struct sim_operation *operation, const struct cance
                     other->kill_worker_pid == process->worker_pid &&
                     other->kill_worker_ticks == process->worker_start_ticks &&
                     sim.time < other->kill_at + sim.config.kill_retry_usec)
-                        outstanding++;
+                        holders[outstanding++] = other;
         }
         if (outstanding >= sim.config.kills_per_worker)
-                sim_fail("%s: a kill, and %u others are outstanding at this Worker", operation->id, outstanding);
+                sim_fail("%s: a kill, and %u others are outstanding at this Worker, such as that of %s at %.6f", operation->id,
+                         outstanding, holders[0]->id, (double)holders[0]->kill_at / 1e6);
 }
 
 void sim_check_kill(struct operation *o, const char *driver_id) {
@@ -323,7 +336,7 @@ void sim_check_kill(struct operation *o, const char *driver_id) {
         check_target(operation, driver_id);
         if (!sim_life_row(operation->id, &row))
                 sim_fail("%s: a kill, and the operation is not stored", operation->id);
-        if (row.kill_requests < (int64_t)operation->kills + 1)
+        if (row.kill_requests < (int64_t)operation->kills + 1 && !operation->excused)
                 sim_fail("%s: kill number %u, and %" PRId64 " are stored", operation->id, operation->kills + 1, row.kill_requests);
         if (row.withdrawn && operation->withdrawn_in_time)
                 sim_fail("%s: a kill, and Withdrawn is stored", operation->id);
@@ -424,7 +437,7 @@ static void check_final(struct sim_operation *operation, enum cancel_outcome out
 }
 
 static void check_sequence(struct sim_operation *operation, int64_t sequence, struct span report) {
-        if (sequence < operation->last_sequence)
+        if (sequence < operation->last_sequence && !sim_may_be_pruned(operation))
                 sim_fail("%s: report %" PRId64 " after %" PRId64, operation->id, sequence, operation->last_sequence);
         if (sequence == operation->last_sequence &&
             (operation->last_size != report.size || memcmp(operation->last_bytes, report.data, report.size) != 0))
@@ -455,6 +468,8 @@ void sim_check_report(const char *operation_id, int64_t sequence, bool final, st
                          cancel_outcome_to_text(outcome), row.report_sequence);
         if (done != final || sequence != sequence_inside)
                 sim_fail("%s: the report does not say what it is said to be", operation_id);
+        if (operation->excused)
+                return;
         check_sequence(operation, sequence, report);
         if (final)
                 check_final(operation, outcome, kills);
@@ -466,10 +481,9 @@ void sim_check_report(const char *operation_id, int64_t sequence, bool final, st
 void sim_check_taken(int64_t revision) {
         for (unsigned i = 0; i < sim.operation_count; i++) {
                 struct sim_operation *operation = &sim.operations[i];
-                bool command = operation->delivered && operation->revision > 0 && operation->revision <= revision &&
+                bool command = operation->delivered_order == sim.order && operation->revision <= revision &&
                                operation->verdict != SIM_UNREPORTABLE;
-                bool withdrawn = operation->withdrawn_delivered && operation->withdrawn_revision > 0 &&
-                                 operation->withdrawn_revision <= revision;
+                bool withdrawn = operation->withdrawn_order == sim.order && operation->withdrawn_revision <= revision;
                 struct sim_row row;
 
                 if ((!command && !withdrawn) || operation->done_seen)
@@ -493,12 +507,16 @@ void sim_check_loaded(void) {
                 operation->withdrawn_in_time = false;
                 operation->refused_since = 0;
                 if (!sim_life_row(operation->id, &row)) {
-                        if (operation->confirmed && !operation->done_seen)
+                        if (operation->confirmed && !sim_may_be_pruned(operation))
                                 sim_fail("%s: acknowledged and lost", operation->id);
                         continue;
                 }
                 if (strcmp(row.outcome, "NONE") != 0)
                         operation->decided = CANCEL_OUTCOME_MAX; /* by an earlier life */
+                if (sim_may_be_pruned(operation))
+                        continue; /* and have come again */
+                operation->alive_answer = row.master_answered; /* what was not stored it does not know any more */
+                operation->accept_delivered = row.accepted;
                 if (row.kill_requests < (int64_t)operation->kills)
                         sim_fail("%s: %u kills were sent, %" PRId64 " are stored", operation->id, operation->kills, row.kill_requests);
                 if (row.report_sequence < operation->last_sequence)
@@ -527,11 +545,10 @@ static void check_operation_end(const struct sim_operation *operation) {
 
         if (!operation->delivered || operation->verdict == SIM_UNREPORTABLE)
                 return;
-        if (!o) {
-                if (!operation->done_seen)
-                        sim_fail("%s: forgotten", operation->id);
+        if (!o && operation->confirmed && !sim_may_be_pruned(operation))
+                sim_fail("%s: forgotten", operation->id);
+        if (!o || operation->excused || sim_may_be_pruned(operation))
                 return;
-        }
         if (o->cancel.record.state != CANCEL_DONE)
                 sim_fail("%s: still in %s", operation->id, cancel_state_to_text(o->cancel.record.state));
         if (!sim_life_row(operation->id, &row) || strcmp(row.state, "DONE") != 0)

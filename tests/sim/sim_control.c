@@ -303,6 +303,7 @@ static void stream_lost(struct control *control, const char *why) {
 static bool begin_order(struct control *control) {
         bool used = control->position != 0 || control->delivered != 0;
 
+        sim.order++;
         control->position = control->delivered = 0;
         control->stale = control->outstanding;
         return used;
@@ -352,14 +353,17 @@ static void note_operation(const struct command_event *event, struct sim_operati
 
         if (!operation)
                 return;
-        if (event->kind == COMMAND_EVENT_CANCEL && !operation->delivered) {
+        known = agent_find(sim.agent, operation->id);
+        operation->excused |= !known && sim_may_be_pruned(operation);
+        if (event->kind == COMMAND_EVENT_CANCEL) {
+                if (!operation->delivered)
+                        operation->delivered_at = sim.time;
                 operation->delivered = true;
-                operation->delivered_at = sim.time;
+                operation->delivered_order = sim.order;
         }
         if (event->kind != COMMAND_EVENT_WITHDRAWN)
                 return;
-        operation->withdrawn_delivered = true;
-        known = agent_find(sim.agent, operation->id);
+        operation->withdrawn_order = sim.order;
         if (!known || (known->cancel.record.kill_requests - known->cancel.kill_planned == 0 &&
                        (known->cancel.record.state == CANCEL_SEARCH || known->cancel.record.state == CANCEL_KILL)))
                 operation->withdrawn_in_time = true;

@@ -32,11 +32,13 @@ bool sim_life_row(const char *operation_id, struct sim_row *ret) {
                         .kill_requests = sqlite3_column_int64(sim.row, 3),
                         .report_sequence = sqlite3_column_int64(sim.row, 4),
                         .withdrawn = sqlite3_column_int64(sim.row, 5) != 0,
+                        .master_answered = sqlite3_column_int64(sim.row, 6) != 0,
+                        .accepted = sqlite3_column_int64(sim.row, 7) != 0,
                         .report = report,
-                        .report_size = base_min_u64((size_t)sqlite3_column_bytes(sim.row, 6), sizeof report),
+                        .report_size = base_min_u64((size_t)sqlite3_column_bytes(sim.row, 8), sizeof report),
                 };
                 if (ret->report_size > 0)
-                        memcpy(report, sqlite3_column_blob(sim.row, 6), ret->report_size);
+                        memcpy(report, sqlite3_column_blob(sim.row, 8), ret->report_size);
                 column_text(sim.row, 0, ret->state, sizeof ret->state);
                 column_text(sim.row, 1, ret->outcome, sizeof ret->outcome);
                 column_text(sim.row, 2, ret->escalation, sizeof ret->escalation);
@@ -47,8 +49,8 @@ bool sim_life_row(const char *operation_id, struct sim_row *ret) {
 
 static int prepare_row(void) {
         return sqlite3_prepare_v3(sim.store->db,
-                                  "SELECT state, outcome, escalation, kill_requests, report_sequence, withdrawn, report"
-                                  " FROM operations WHERE operation_id = ?",
+                                  "SELECT state, outcome, escalation, kill_requests, report_sequence, withdrawn, master_answered,"
+                                  " accepted_usec, report FROM operations WHERE operation_id = ?",
                                   -1, SQLITE_PREPARE_PERSISTENT, &sim.row, NULL);
 }
 
@@ -111,6 +113,7 @@ void sim_life_start(void *unused) {
         if (!open_store(&info))
                 return;
         sim.up = true;
+        sim.up_since = sim.time;
         sim.lives++;
         TRACE("---- life %u, boot %" PRIu64 ", revision %" PRId64, sim.lives, sim.boot, info.revision);
         r = agent_new(&sim_event, &(struct agent_options){ .config = &sim.config, .agent_version = "sim" }, &sim.agent);
@@ -176,11 +179,19 @@ static void boot_up(void *argument) {
         sim_life_start(NULL);
 }
 
+/* Not much longer than the faults last: what comes after them is to be seen. */
+static uint64_t time_down(void) {
+        uint64_t time = sim_chance(800) ? sim_spread(10 * USEC_PER_MSEC, 5 * USEC_PER_SEC)
+                                        : sim_spread(5 * USEC_PER_SEC, USEC_PER_HOUR);
+
+        return base_min_u64(time, base_usec_sub(sim.faults_end, sim.time) + 20 * USEC_PER_SEC);
+}
+
 static void stop_life(void) {
         TRACE("---- stopped");
         free_parts();
         sim.store = store_close(sim.store);
-        sim_after(sim_spread(10 * USEC_PER_MSEC, 10 * USEC_PER_MINUTE), sim_life_start, NULL);
+        sim_after(time_down(), sim_life_start, NULL);
 }
 
 void sim_life_after_step(void) {
@@ -190,9 +201,7 @@ void sim_life_after_step(void) {
                 bool power = sim_chance(150);
 
                 sim_life_crash(power);
-                sim_after(sim_chance(800) ? sim_spread(10 * USEC_PER_MSEC, 5 * USEC_PER_SEC)
-                                          : sim_spread(5 * USEC_PER_SEC, USEC_PER_HOUR),
-                          power ? boot_up : sim_life_start, NULL);
+                sim_after(time_down(), power ? boot_up : sim_life_start, NULL);
         }
 }
 
