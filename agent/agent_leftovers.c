@@ -12,11 +12,13 @@
 struct names {
         struct buffer text;
         uint32_t unnamed;
+        bool held;
 };
 
 static void add_name(const struct driver_leftover *leftover, void *userdata) {
         struct names *names = userdata;
 
+        names->held |= leftover->held;
         if (names->unnamed > 0 || buffer_append_format(&names->text, "%s%" PRId32 " (%s)", names->text.size > 0 ? ", " : "",
                                                        leftover->pid, leftover->comm) < 0)
                 names->unnamed++;
@@ -38,6 +40,7 @@ void operation_look_for_leftovers(struct operation *o, struct cancel_event *even
 
         free(o->leftovers);
         event->leftovers = driver_leftovers(o->agent->driver, o->ended, o->cancel.record.driver_id, add_name, &names);
+        event->leftovers_held = names.held;
         o->leftovers = names_to_text(&names);
         buffer_deinit(&names.text);
 }
@@ -46,7 +49,7 @@ void operation_signal_leftovers(struct operation *o, int signal_number, const ch
         int r;
 
         if (!o->ended)
-                return; /* concluded while the commit was under way, or only known by their directory */
+                return; /* concluded while the commit was under way */
         r = driver_signal_leftovers(o->ended, signal_number);
         if (r < 0)
                 operation_journal(o, JOURNAL_LEFTOVERS, "%s to what driver %s of job %s left behind: %s", name,

@@ -163,6 +163,7 @@ static void begin_settle(struct cancel *c, const struct cancel_now *now, struct 
         c->record.leftover_processes = 0;
         c->scanned = c->asked = c->leftovers_counted = false;
         c->leftovers = 0;
+        c->leftovers_held = false;
         c->leftovers_usec = base_usec_add(now->usec, LEFTOVERS_WAIT_USEC);
         c->leftovers_signal = CANCEL_ESCALATION_NONE;
         c->attempts = c->unknown_answers = 0;
@@ -239,6 +240,7 @@ static void note_leftovers(struct cancel *c, const struct cancel_event *e, const
         int32_t count;
 
         c->leftovers = c->record.dry_run ? 0 : e->leftovers;
+        c->leftovers_held = c->leftovers > 0 && e->leftovers_held;
         c->leftovers_counted = c->leftovers == 0 || now->usec >= c->leftovers_usec;
         if (!c->leftovers_counted) {
                 uint64_t next = now->usec + base_max_u64(since, LEFTOVERS_LOOK_MIN);
@@ -257,7 +259,7 @@ static void note_leftovers(struct cancel *c, const struct cancel_event *e, const
  * a job that ended by itself leaves behind may be meant to stay. */
 static bool signal_leftovers(struct cancel *c, const struct cancel_config *config, enum cancel_outcome outcome,
                              const struct cancel_now *now, struct cancel_update *u) {
-        if (c->leftovers == 0 || outcome != CANCEL_CANCELLED || c->leftovers_signal >= config->escalation)
+        if (!c->leftovers_held || outcome != CANCEL_CANCELLED || c->leftovers_signal >= config->escalation)
                 return false;
         u->act |= c->leftovers_signal == CANCEL_ESCALATION_NONE ? CANCEL_ACT_TERM_LEFTOVERS : CANCEL_ACT_FORCE_LEFTOVERS;
         c->leftovers_signal++;

@@ -96,6 +96,7 @@ struct cancel {
         bool asked;              /* SETTLE: Spark was asked since the process was gone */
         bool leftovers_counted;  /* SETTLE: the last scan came late enough to call what it saw left behind */
         uint32_t leftovers;      /* SETTLE: descendants of the driver that the last scan saw alive */
+        bool leftovers_held;     /* SETTLE: some of them can be signalled */
         uint64_t leftovers_usec; /* SETTLE: when they are counted */
         enum cancel_escalation leftovers_signal; /* the strongest signal sent to them */
         uint32_t attempts;       /* status questions or kill rounds that failed in a row */
@@ -161,6 +162,7 @@ struct cancel_event {
         struct cancel_process process;      /* SCANNED, PROCESS */
         bool supervised;                    /* SCANNED, PROCESS */
         uint32_t leftovers;                 /* SCANNED, in SETTLE: the ended driver's descendants that are alive */
+        bool leftovers_held;                /* SCANNED, in SETTLE: for some there is a pidfd */
         char driver_id[DRIVER_ID_MAX + 1];  /* SCANNED, PROCESS or DIRECTORY */
         enum cancel_answer answer;          /* STATUS, KILL_ANSWERED */
         uint32_t asked;                     /* KILL_ANSWERED: the masters that the request was handed to */

@@ -87,6 +87,7 @@ DEFINE_CLEANUP(struct driver_hold *, driver_hold_free)
 /* A process that outlived its driver. */
 struct driver_leftover {
         int32_t pid;
+        bool held;     /* a noted descendant: driver_signal_leftovers() reaches it */
         char comm[64]; /* /proc/PID/comm, escaped; "" when it can't be read. Chosen by the process */
 };
 

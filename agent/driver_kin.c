@@ -307,7 +307,7 @@ uint32_t driver_leftovers(struct driver *driver, const struct driver_hold *hold,
         uint32_t count = 0;
 
         for (size_t i = 0; hold && i < hold->relative_count; i++) {
-                struct driver_leftover leftover = {.pid = hold->relatives[i].pid};
+                struct driver_leftover leftover = {.pid = hold->relatives[i].pid, .held = true};
 
                 driver_proc_read_comm(driver->proc_fd, leftover.pid, leftover.comm, sizeof(leftover.comm));
                 if (has_ended(hold->relatives[i].pidfd)) /* asked after the name was read, so that it is its own */
@@ -338,6 +338,8 @@ int driver_signal_leftovers(struct driver_hold *hold, int signal_number) {
         if (signal_number != SIGTERM && signal_number != SIGKILL)
                 return -EINVAL;
         for (size_t i = 0; i < hold->relative_count; i++) {
+                if (has_ended(hold->relatives[i].pidfd))
+                        continue; /* a dead one that nobody has reaped would take it */
                 if (syscall(SYS_pidfd_send_signal, hold->relatives[i].pidfd, signal_number, NULL, 0U) == 0)
                         sent++;
                 else if (errno != ESRCH)

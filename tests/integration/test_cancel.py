@@ -336,6 +336,7 @@ def test_leftover_that_a_restarted_agent_has_not_noted(node):
     node.agent.start()
     metadata = node.wait_cancelled(operation, driver)
     assert metadata.leftover_processes == 1 and str(in_directory.pid) in metadata.message
+    assert metadata.escalation == agent_pb2.ESCALATION_NONE
     assert in_directory.alive() and elsewhere.alive()  # a working directory proves nothing: no signal
 
 

@@ -53,7 +53,7 @@ static void feed_scan_none(struct bench *b) {
 }
 
 static void feed_scan_leftovers(struct bench *b, uint32_t leftovers) {
-        feed(b, &(struct cancel_event){ .type = CANCEL_EVENT_SCANNED, .leftovers = leftovers });
+        feed(b, &(struct cancel_event){ .type = CANCEL_EVENT_SCANNED, .leftovers = leftovers, .leftovers_held = leftovers > 0 });
 }
 
 static void feed_scan_process(struct bench *b, int pid, const char *driver_id, bool supervised) {
@@ -701,6 +701,13 @@ static void test_leftovers_are_signalled_where_allowed(void **state) {
         assert_int_equal(b.cancel.record.escalation, CANCEL_ESCALATION_NONE); /* the driver got no signal */
         assert_int_equal(b.cancel.leftovers_signal, CANCEL_ESCALATION_SIGTERM);
 
+        b = begin_leftovers(&c); /* known by their working directory only: nobody to signal, nothing to wait for */
+        pass(&b, b.now + 2 * SEC);
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_SCANNED, .leftovers = 2 });
+        assert_outcome(&b, CANCELLED);
+        assert_int_equal(b.cancel.record.leftover_processes, 2);
+        assert_int_equal(b.cancel.leftovers_signal, CANCEL_ESCALATION_NONE);
+
         c.escalation = CANCEL_ESCALATION_SIGKILL;
         b = begin_leftovers(&c);
         ended = b.now;
@@ -751,6 +758,7 @@ static uint64_t fold_time(uint64_t at, uint64_t now) {
 static void abstract_leftovers(struct cancel *c, uint64_t now, bool settling) {
         c->record.leftover_processes = c->record.leftover_processes > 0;
         c->leftovers = settling && c->leftovers > 0;
+        c->leftovers_held = settling && c->leftovers_held;
         c->leftovers_counted = settling && c->leftovers_counted;
         c->leftovers_usec = settling ? fold_time(c->leftovers_usec, now) : 0;
         c->leftovers_signal = settling ? c->leftovers_signal : CANCEL_ESCALATION_NONE;
@@ -869,9 +877,11 @@ static void walk_scans(struct walk *w, const struct bench *b) {
                 if (event.scan != CANCEL_SCAN_NONE)
                         base_text_copy(event.driver_id, sizeof event.driver_id, first != another ? "driver-1" : "driver-2");
                 walk_step(w, b, &event);
-                event.leftovers = 1;
-                if (w->settling && event.scan == CANCEL_SCAN_NONE)
+                event.leftovers = w->settling && event.scan == CANCEL_SCAN_NONE;
+                for (int held = 0; held < 2 && event.leftovers > 0; held++) {
+                        event.leftovers_held = held;
                         walk_step(w, b, &event);
+                }
         }
 }
 
@@ -993,6 +1003,7 @@ static struct cancel_event random_event(uint64_t *seed) {
         event.here = base_random_next(seed) & 1;
         event.elsewhere = !event.here && (base_random_next(seed) & 1);
         event.accepted = base_random_next(seed) & 1;
+        event.leftovers_held = base_random_next(seed) & 1;
         event.leftovers = (uint32_t)(base_random_next(seed) % 3);
         event.asked = (uint32_t)(base_random_next(seed) % 3);
         if (event.scan != CANCEL_SCAN_NONE)
