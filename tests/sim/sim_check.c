@@ -323,7 +323,7 @@ static void check_target(const struct sim_operation *operation, const char *driv
                          sim.jobs[driver->job].id);
         if (operation->verdict != SIM_VALID || operation->dry_run)
                 sim_fail("%s: a kill for a command that asks for none", operation->id);
-        if (operation->withdrawn_in_time)
+        if (operation->withdrawn_in_time && !operation->excused)
                 sim_fail("%s: a kill after it was withdrawn", operation->id);
 }
 
@@ -356,7 +356,7 @@ void sim_check_kill(struct operation *o, const char *driver_id) {
                 sim_fail("%s: a kill, and the operation is not stored", operation->id);
         if (row.kill_requests < (int64_t)operation->kills + 1 && !operation->excused)
                 sim_fail("%s: kill number %u, and %" PRId64 " are stored", operation->id, operation->kills + 1, row.kill_requests);
-        if (row.withdrawn && operation->withdrawn_in_time)
+        if (row.withdrawn && operation->withdrawn_in_time && !operation->excused)
                 sim_fail("%s: a kill, and Withdrawn is stored", operation->id);
         check_pace(operation, process);
         operation->kills++;
@@ -417,6 +417,16 @@ void sim_check_signal(struct operation *o, struct sim_process *process, int sign
                 sim_fail("%s: signal %d before it was stored", operation->id, signal_number);
         if (process->alive)
                 operation->signals++;
+}
+
+void sim_check_leftover_signal(const struct operation *o, const struct sim_process *process, int signal_number) {
+        const struct sim_operation *operation = acting(o);
+
+        if (process->job != operation->job)
+                sim_fail("%s: a signal for what a process of %s left behind", operation->id, sim.jobs[process->job].id);
+        if (sim.config.escalation == CANCEL_ESCALATION_NONE || operation->dry_run ||
+            (signal_number == SIGKILL && sim.config.escalation != CANCEL_ESCALATION_SIGKILL))
+                sim_fail("%s: signal %d for leftovers, which is not allowed", operation->id, signal_number);
 }
 
 /* ---- reports -------------------------------------------------------------------------------------------------------------------- */
