@@ -590,7 +590,7 @@ static void test_real_driver(void **state) {
         assert_in_range(cast.found.started_real_usec, now - 5 * USEC_PER_SEC, now + 60 * USEC_PER_SEC);
         assert_int_equal(driver_match(cast.driver, "666", &found), DRIVER_MATCH_NONE);
         driver_lookalikes(cast.driver, "666", count_lookalike, &decoys);
-        assert_int_equal(decoys, 1);
+        assert_true(decoys >= 1); /* this is the machine's own /proc: another run of this test may be in it */
         assert_true(driver_process_alive(cast.driver, cast.found.pid, cast.found.start_ticks));
         assert_false(driver_process_alive(cast.driver, cast.found.pid, cast.found.start_ticks + 1));
         assert_int_equal(driver_hold(cast.driver, &cast.found, tree_on_exit, tree, &hold), 0);
