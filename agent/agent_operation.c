@@ -343,6 +343,8 @@ static bool operation_drop_deeds(struct operation *o, const struct cancel_record
         dropped = (o->act | o->act_committing) & stale;
         o->act &= ~stale;
         o->act_committing &= ~stale;
+        if ((dropped & CANCEL_ACT_KILL) && r->state == CANCEL_REPORT)
+                o->cancel.record.kill_requests--; /* the machine is past asking, and the report is about to be made */
         return (dropped & CANCEL_ACT_KILL) != 0;
 }
 
