@@ -138,6 +138,7 @@ static void set_driver(struct cancel *c, const char *driver_id) {
                 return;
         base_text_copy(c->record.driver_id, sizeof c->record.driver_id, driver_id);
         c->record.word = CANCEL_WORD_NONE;
+        c->record.answered_usec = 0; /* escalation is for a driver that Spark was asked to kill */
         c->placed_here = c->asking = c->killing = false;
 }
 
@@ -308,8 +309,9 @@ static void settle_evaluate(struct cancel *c, const struct cancel_config *config
         if (c->killing && !we_ended_it(c))
                 return; /* the answer to our kill is on its way, and it decides who ended the driver */
         if (may_come_back(c, config, now)) {
-                if (c->record.word == CANCEL_WORD_RUNNING && waited) { /* in Spark's back-off: kill the id again */
-                        c->record.process = (struct cancel_process){ 0 };
+                if (c->asked && c->record.word == CANCEL_WORD_RUNNING && waited) { /* in Spark's back-off: kill the id again */
+                        c->record.process.pid = 0; /* it still has its Worker, and its turn there */
+                        c->record.process.start_ticks = 0;
                         set_state(c, u, CANCEL_KILL);
                         plan_kill(c, u);
                         want_slot(c, u);
@@ -534,6 +536,10 @@ static void scanned_in_search(struct cancel *c, const struct cancel_config *conf
         c->scan_usec = (now->usec / config->search_interval_usec + 1) * config->search_interval_usec;
 }
 
+static bool same_worker(const struct cancel_process *a, const struct cancel_process *b) {
+        return a->worker_pid == b->worker_pid && a->worker_start_ticks == b->worker_start_ticks;
+}
+
 /* KILL, WAIT, TERM, FORCE: prove the stored process anew, or meet the process of a driver known by its directory. */
 static void scanned_in_kill(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                             const struct cancel_now *now, struct cancel_update *u) {
@@ -551,6 +557,8 @@ static void scanned_in_kill(struct cancel *c, const struct cancel_config *config
                 begin_kill(c, e, u);
                 return;
         } else if (e->scan == CANCEL_SCAN_PROCESS) {
+                if (c->wants_slot && !same_worker(&c->record.process, &e->process))
+                        release_slot(c, u); /* its turn is at the Worker of this process */
                 hold_process(c, e, u);
                 u->durable = true;
         }
@@ -755,8 +763,11 @@ static void on_status(struct cancel *c, const struct cancel_config *config, cons
         if (!is_working(c->record.state) || !c->asking)
                 return;
         c->asking = false;
-        if (c->record.state == CANCEL_TERM || c->record.state == CANCEL_FORCE)
+        if (c->record.state == CANCEL_TERM || c->record.state == CANCEL_FORCE) {
+                if (e->answer == CANCEL_ANSWER_ACCEPTED || e->answer == CANCEL_ANSWER_UNKNOWN_ID)
+                        note_master(c, u);
                 return; /* past asking: the pidfd or the deadline ends these */
+        }
         switch (e->answer) {
         case CANCEL_ANSWER_ACCEPTED:
                 status_known(c, config, e, now, u);
@@ -907,8 +918,11 @@ static void on_timer(struct cancel *c, const struct cancel_config *config, const
         }
         if (now->usec >= c->scan_usec)
                 ask_scan(c, u);
-        if (now->usec >= c->ask_usec)
+        if (now->usec >= c->ask_usec) {
+                if (c->record.state == CANCEL_KILL && !has_process(c))
+                        ask_scan(c, u); /* it may be starting, or run under another id */
                 ask_status(c, u);
+        }
         if (c->record.state == CANCEL_SETTLE)
                 settle_evaluate(c, config, now, u);
 }

@@ -319,6 +319,7 @@ struct sim_row {
         char state[16], outcome[24], escalation[12];
         int64_t kill_requests, report_sequence;
         bool withdrawn, master_answered, accepted;
+        uint64_t killed_usec;
         const void *report; /* valid until the next call */
         size_t report_size;
 };
