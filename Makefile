@@ -138,9 +138,9 @@ check-integration: all
 check-spark: all
 	@SPARK_VERSION=$(SPARK_VERSION) $(PYTEST) tests/spark
 
-# What takes longer: the other compiler, sanitizers, valgrind, a further Spark line.
-.PHONY: check-long check-clang check-sanitize check-valgrind check-spark-4
-LONG_SUITES := check-clang check-sanitize check-valgrind check-spark-4
+# What takes longer: the other compiler, sanitizers, valgrind, a further Spark line, the benchmark's goals.
+.PHONY: check-long check-clang check-sanitize check-valgrind check-spark-4 check-bench
+LONG_SUITES := check-clang check-sanitize check-valgrind check-spark-4 check-bench
 check-long:
 	@scripts/deps
 	@set -e; for suite in $(LONG_SUITES); do echo "== $$suite"; $(MAKE) --no-print-directory $$suite; done
@@ -164,6 +164,9 @@ check-spark-4:
 .PHONY: bench
 bench: all
 	@$(PYTHON) tests/bench/bench.py
+
+check-bench: all
+	@BENCH_QUICK=1 $(PYTHON) tests/bench/bench.py
 
 # ---- demo, packages, style ----------------------------------------------------------------------------------
 .PHONY: deps demo
