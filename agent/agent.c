@@ -72,8 +72,10 @@ void agent_touch(struct operation *o) {
 }
 
 void agent_counts_changed(struct agent *agent) {
-        if (agent->status_changed)
-                (void)event_timer_set_coarse(agent->status, event_now_usec(agent->event) + USEC_PER_SEC, USEC_PER_SEC);
+        if (!agent->status_changed || agent->status_armed)
+                return; /* not armed again: under a steady flow of changes it would never fire */
+        agent->status_armed = event_timer_set_coarse(agent->status, event_now_usec(agent->event) + USEC_PER_SEC,
+                                                     USEC_PER_SEC) == 0;
 }
 
 /* ---- gather --------------------------------------------------------------------------------------------------- */
@@ -123,14 +125,14 @@ static bool agent_done_is_over(const struct agent *agent, const struct operation
                base_usec_add(o->done_real_usec, agent->config->retention_usec) < real_usec;
 }
 
-/* Old DONE operations leave with a turn that writes anyway. */
-static int commit_prune(struct agent *agent, struct store_turn *turn) {
+/* Old DONE operations leave with a turn that writes anyway: some more than came, or a flood would outrun it. */
+static int commit_prune(struct agent *agent, struct store_turn *turn, size_t put) {
         uint64_t real_usec = event_real_usec(agent->event);
-        unsigned pruned = 0;
         struct operation *o;
+        size_t pruned = 0;
         int r;
 
-        while (pruned++ < PRUNE_PER_TURN && (o = TAILQ_FIRST(&agent->done_list))) {
+        while (pruned++ < PRUNE_PER_TURN + put && (o = TAILQ_FIRST(&agent->done_list))) {
                 if (o->touched || o->committing || !agent_done_is_over(agent, o, real_usec))
                         return 0;
                 r = store_turn_delete(turn, o->id);
@@ -146,6 +148,7 @@ static int commit_prune(struct agent *agent, struct store_turn *turn) {
 static int commit_gather(struct agent *agent, struct store_turn *turn) {
         struct store_operation row;
         struct operation *o;
+        size_t put = 0;
         int r;
 
         TAILQ_FOREACH(o, &agent->touched, touched_link) {
@@ -155,10 +158,11 @@ static int commit_gather(struct agent *agent, struct store_turn *turn) {
                 r = store_turn_put(turn, &row);
                 if (r < 0)
                         return r;
+                put++;
         }
         if (agent->revision_next != agent->revision)
                 store_turn_set_revision(turn, agent->revision_next);
-        return commit_prune(agent, turn);
+        return commit_prune(agent, turn, put);
 }
 
 static void commit_retry_later(struct agent *agent, int result, const char *error) {
@@ -433,10 +437,10 @@ static int on_cancel(struct agent *agent, const struct command_event *event) {
                      event->verdict == COMMAND_VALID ? event->driver_id : "");
         agent->open_count++;
         if (event->verdict == COMMAND_VALID)
-                operation_journal(o, JOURNAL_COMMAND_RECEIVED, "cancel received: job %s, %s%" PRIu64 " s left%s", o->job_id,
-                                  event->dry_run ? "dry run, " : "",
+                operation_journal(o, JOURNAL_COMMAND_RECEIVED, "cancel received: job %s, asked for by %s, %" PRIu64 " s to its deadline%s",
+                                  o->job_id, o->created_by[0] ? o->created_by : "an unnamed caller",
                                   base_usec_sub(o->cancel.record.deadline_usec, now.usec) / USEC_PER_SEC,
-                                  o->created_by[0] ? ", asked for by the caller named in requested_by" : "");
+                                  event->dry_run ? "; a dry run: nothing will be killed" : "");
         operation_feed_simple(o, CANCEL_EVENT_COMMAND);
         return 0;
 }
@@ -627,6 +631,8 @@ int agent_driver_wake(void *userdata) {
 
 static int agent_on_status_timer(void *userdata) {
         struct agent *agent = userdata;
+
+        agent->status_armed = false;
         return agent->status_changed ? agent->status_changed(agent->status_userdata) : 0;
 }
 

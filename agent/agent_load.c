@@ -93,13 +93,23 @@ static int load_visit(const struct store_operation *row, void *userdata) {
         return 0;
 }
 
+/* A stored kill holds its slot for the rest of its kill_retry. One that was counted and has no time was not sent, or
+ * sent just before the end: it waits for its turn like the others, or all that had been found would kill at once. */
+static bool load_holds_slot(const struct operation *o) {
+        const struct cancel_record *r = &o->cancel.record;
+        uint64_t now = event_now_usec(o->agent->event);
+
+        return (r->state == CANCEL_WAIT || r->state == CANCEL_KILL) && r->killed_usec > 0 &&
+               now < base_usec_add(r->killed_usec, o->agent->config->kill_retry_usec);
+}
+
 static void load_restart(struct operation *o) {
         const struct cancel_record *r = &o->cancel.record;
         bool same_boot = !o->other_boot, unanswered;
 
         if (!cancel_is_open(r->state))
                 return;
-        if (same_boot && r->kill_requests > 0 && (r->state == CANCEL_WAIT || r->state == CANCEL_KILL))
+        if (same_boot && load_holds_slot(o))
                 pace_adopt(o);
         unanswered = o->report && !o->report_final && o->report_sequence > o->acknowledged_sequence;
         operation_feed(o, &(struct cancel_event){ .type = CANCEL_EVENT_RESTARTED, .same_boot = same_boot });
@@ -119,5 +129,6 @@ int agent_load(struct agent *agent) {
         }
         TAILQ_FOREACH_SAFE_(o, &agent->all, all_link, next)
                 load_restart(o);
+        pace_adopted(agent);
         return 0;
 }

@@ -88,6 +88,8 @@ struct operation *operation_free(struct operation *o) {
         o->status_request = spark_request_free(o->status_request);
         o->kill_request = spark_request_free(o->kill_request);
         o->hold = driver_hold_free(o->hold);
+        o->ended = driver_hold_free(o->ended);
+        free(o->leftovers);
         o->timer = event_source_free(o->timer);
         free(o->raw);
         free(o->message);
@@ -145,7 +147,8 @@ void operation_to_store(const struct operation *o, struct store_operation *ret) 
 static int operation_on_exited(void *userdata) {
         struct operation *o = userdata;
 
-        o->hold = driver_hold_free(o->hold);
+        driver_hold_join(o->hold, TAKE(o->ended));
+        o->ended = TAKE(o->hold);
         operation_feed_simple(o, CANCEL_EVENT_EXITED);
         return 0;
 }
@@ -252,15 +255,22 @@ static void operation_kill(struct operation *o) {
                 operation_answer_kill_unsent(o);
                 return;
         }
+        if (o->hold)
+                driver_note_descendants(o->hold);
         log_debug("kill of %s: asked", o->cancel.record.driver_id);
         metrics_add(METRICS_KILL_REQUESTS, NULL, 1);
         if (o->cancel.record.kill_requests == 1)
                 metrics_observe_usec(METRICS_KILL_SECONDS, base_usec_sub(now, o->cancel.record.received_usec));
 }
 
-static void operation_signal(struct operation *o, int signal_number, const char *name) {
+/* A process that cannot be held yet (no descriptor left) is signalled when it is: `act` waits for that. */
+static void operation_signal(struct operation *o, uint32_t act, int signal_number, const char *name) {
         int r = o->hold ? driver_signal(o->hold, signal_number) : -ESRCH;
 
+        if (!o->hold && o->wants_hold) {
+                o->act |= act;
+                return;
+        }
         operation_journal(o, JOURNAL_DRIVER_SIGNALLED, "%s to driver process %" PRId32 " of job %s: %s", name,
                           o->cancel.record.process.pid, o->job_id, r < 0 ? strerror(-r) : "sent");
 }
@@ -305,9 +315,13 @@ void operation_do(struct operation *o, uint32_t act) {
         else if (act & report)
                 operation_send_report(o);
         if (act & CANCEL_ACT_TERM)
-                operation_signal(o, SIGTERM, "SIGTERM");
+                operation_signal(o, CANCEL_ACT_TERM, SIGTERM, "SIGTERM");
         if (act & CANCEL_ACT_FORCE)
-                operation_signal(o, SIGKILL, "SIGKILL");
+                operation_signal(o, CANCEL_ACT_FORCE, SIGKILL, "SIGKILL");
+        if (act & CANCEL_ACT_TERM_LEFTOVERS)
+                operation_signal_leftovers(o, SIGTERM, "SIGTERM");
+        if (act & CANCEL_ACT_FORCE_LEFTOVERS)
+                operation_signal_leftovers(o, SIGKILL, "SIGKILL");
         if (act & CANCEL_ACT_KILL)
                 operation_kill(o);
 }
@@ -358,13 +372,16 @@ static void operation_tell(struct operation *o, const struct cancel_record *befo
         uint64_t now = event_now_usec(o->agent->event);
 
         if (r->driver_id[0] != 0 && strcmp(before->driver_id, r->driver_id) != 0)
-                operation_journal(o, JOURNAL_DRIVER_FOUND, "driver found: %s of job %s, process %" PRId32, r->driver_id,
-                                  o->job_id, r->process.pid);
+                operation_journal(o, JOURNAL_DRIVER_FOUND, r->process.pid ? "driver found: %s of job %s, process %" PRId32 :
+                                  "driver found: %s of job %s, known to Spark here, no process (%" PRId32 ")",
+                                  r->driver_id, o->job_id, r->process.pid);
         if (before->ended_usec == 0 && r->ended_usec != 0) {
-                operation_journal(o, JOURNAL_DRIVER_GONE, "driver is gone: process %" PRId32 " of job %s, %" PRIu64 " ms after the cancel",
+                operation_journal(o, JOURNAL_DRIVER_GONE, "driver is gone: process %" PRId32 " of job %s, %" PRIu64
+                                  " ms after the cancel was received",
                                   r->process.pid, o->job_id, base_usec_sub(now, r->received_usec) / USEC_PER_MSEC);
                 metrics_observe_usec(METRICS_DEATH_SECONDS, base_usec_sub(now, r->received_usec));
         }
+        operation_tell_leftovers(o, before);
         if (before->progress != r->progress && r->progress == CANCEL_NOT_ON_NODE)
                 operation_journal(o, JOURNAL_DRIVER_NOT_HERE, "no driver of job %s on this node; looking on until %s", o->job_id,
                                   "the operation is withdrawn or its deadline passes");
@@ -391,6 +408,8 @@ static void operation_shrink(struct operation *o) {
         o->status_request = spark_request_free(o->status_request);
         o->kill_request = spark_request_free(o->kill_request);
         o->hold = driver_hold_free(o->hold);
+        free(o->leftovers);
+        o->leftovers = NULL;
         o->done_real_usec = event_real_usec(o->agent->event);
         TAILQ_INSERT_TAIL(&o->agent->done_list, o, done_link);
         o->agent->done_count++;
@@ -406,6 +425,8 @@ static void operation_count(struct operation *o, enum cancel_state before) {
                 agent->open_count--;
         if (!cancel_counts_open(before) && cancel_counts_open(after))
                 agent->open_count++;
+        if (after == CANCEL_SEARCH || !cancel_counts_open(after))
+                o->ended = driver_hold_free(o->ended);
         if (after == CANCEL_DONE)
                 operation_shrink(o);
         agent_counts_changed(agent);
@@ -463,7 +484,9 @@ void operation_feed(struct operation *o, const struct cancel_event *event) {
         operation_make_report(o, update.act);
         operation_apply_changes(o, update.change);
         operation_apply_asks(o, update.ask);
-        (void)event_timer_set(o->timer, base_min_u64(update.wake_usec, o->cancel.retry_usec));
+        if (cancel_counts_open(o->cancel.record.state)) /* pace may have set it after the step */
+                update.wake_usec = base_min_u64(update.wake_usec, o->cancel.retry_usec);
+        (void)event_timer_set(o->timer, update.wake_usec);
         o->act |= update.act;
         o->dirty |= update.durable;
         if (update.act || update.durable)
@@ -486,6 +509,8 @@ void operation_feed_scan(struct operation *o) {
         enum driver_match match = driver_match(o->agent->driver, o->job_id, &found);
         bool known = false;
 
+        if (r->state == CANCEL_SETTLE)
+                operation_look_for_leftovers(o, &event);
         if (r->process.pid > 0)
                 event.process_alive = driver_process_alive(o->agent->driver, r->process.pid, r->process.start_ticks);
         if (match == DRIVER_MATCH_ONE || match == DRIVER_MATCH_ORPHAN)

@@ -84,6 +84,29 @@ void pace_adopt(struct operation *o) {
         worker->outstanding++;
 }
 
+/* A kill that was counted may have been sent or not; by pacing at most kills_per_worker of them were. One alone is
+ * repeated at once, which is harmless. Of several nobody knows which it was: none goes out before that one is over. */
+void pace_adopted(struct agent *agent) {
+        uint64_t until = event_now_usec(agent->event) + agent->config->kill_retry_usec;
+        struct worker *worker;
+        struct operation *o;
+
+        TAILQ_FOREACH(o, &agent->all, all_link) {
+                worker = o->worker;
+                if (!o->has_slot || o->cancel.record.state != CANCEL_KILL)
+                        continue;
+                if (worker->outstanding <= agent->config->kills_per_worker && worker->free_usec < until)
+                        continue;
+                worker->outstanding--;
+                worker->free_usec = until;
+                o->worker = NULL;
+                o->has_slot = false;
+        }
+        TAILQ_FOREACH(worker, &agent->workers, link)
+                if (worker->outstanding >= agent->config->kills_per_worker)
+                        worker->free_usec = 0; /* kills that were accepted held all slots: no other was sent */
+}
+
 static struct operation *worker_next(struct worker *worker) {
         struct operation *o, *nearest = NULL;
 

@@ -30,6 +30,7 @@ TAILQ_HEAD(event_source_queue, event_source);
 struct event {
         sd_event *loop;
         struct event_source_queue scheduled; /* deferred sources that wait for their call, oldest first */
+        uint64_t pass;                       /* of run_deferred() */
         bool exiting;
         int exit_value;
         char boot_id[BOOT_ID_LENGTH + 1];
@@ -42,6 +43,7 @@ struct event_source {
         event_handler handler;
         void *userdata;
         bool scheduled;
+        uint64_t pass; /* scheduled in this pass: its call is in the next one */
         TAILQ_ENTRY(event_source) entry;
 };
 
@@ -103,15 +105,13 @@ static void event_check_result(struct event *event, int result) {
 
 /* run_deferred() - those that are scheduled now; one that schedules itself again has its call in the next turn. */
 static void run_deferred(struct event *event) {
-        struct event_source *last = TAILQ_LAST(&event->scheduled, event_source_queue), *source;
+        uint64_t pass = event->pass++;
+        struct event_source *source;
 
-        while (!event->exiting && (source = TAILQ_FIRST(&event->scheduled))) {
-                bool is_last = source == last;
+        while (!event->exiting && (source = TAILQ_FIRST(&event->scheduled)) && source->pass <= pass) {
                 TAILQ_REMOVE(&event->scheduled, source, entry);
                 source->scheduled = false;
                 event_check_result(event, source->handler(source->userdata));
-                if (is_last)
-                        return;
         }
 }
 
@@ -282,6 +282,7 @@ int event_deferred_schedule(struct event_source *source) {
         if (source->scheduled)
                 return 0;
         source->scheduled = true;
+        source->pass = source->event->pass;
         TAILQ_INSERT_TAIL(&source->event->scheduled, source, entry);
         return 0;
 }

@@ -504,9 +504,8 @@ static void stream_offer_session(struct tls_stream *stream) {
 
 static int stream_prepare(struct tls_stream *stream, SSL_CTX *context) {
         stream->ssl = SSL_new(context);
-        if (!stream->ssl)
+        if (!stream->ssl || SSL_set_app_data(stream->ssl, stream) != 1)
                 return -ENOMEM;
-        SSL_set_app_data(stream->ssl, stream);
         BIO *bio = BIO_new(stream->client->bio_method);
         if (!bio)
                 return -ENOMEM;

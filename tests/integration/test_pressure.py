@@ -45,3 +45,23 @@ def test_kill_that_failed_is_sent_again(node):
     node.master.fault("status", "kill", count=3, code=503)
     metadata = node.wait_cancelled(node.cancel("j1", deadline=10), driver)
     assert metadata.kill_requests == 4 == len(driver.kills)
+
+
+def test_one_kill_at_a_time_after_a_crash(node):
+    """Five drivers of one Worker are found, one kill is under way: a restart must not send all five at once."""
+    node.start()
+    drivers = [node.run_job(f"j{number}") for number in range(5)]
+    node.master.fault("hang", "kill", count=None)
+    operations = [node.cancel(driver.job_id) for driver in drivers]
+    for driver in drivers:
+        node.master.wait_request("status", driver.id)
+    until(lambda: node.master.requests_for("kill"), "a kill")
+    node.agent.restart()
+    for driver in drivers:
+        node.master.wait_request("status", driver.id, count=2)
+    end = time.monotonic() + 1
+    until(lambda: time.monotonic() > end, "the end of a second")
+    assert len({request.driver_id for request in node.master.requests_for("kill")}) <= 2
+    node.master.clear_faults()
+    for operation, driver in zip(operations, drivers):
+        node.wait_cancelled(operation, driver)

@@ -52,6 +52,10 @@ static void feed_scan_none(struct bench *b) {
         feed(b, &(struct cancel_event){ .type = CANCEL_EVENT_SCANNED });
 }
 
+static void feed_scan_leftovers(struct bench *b, uint32_t leftovers) {
+        feed(b, &(struct cancel_event){ .type = CANCEL_EVENT_SCANNED, .leftovers = leftovers, .leftovers_held = leftovers > 0 });
+}
+
 static void feed_scan_process(struct bench *b, int pid, const char *driver_id, bool supervised) {
         struct cancel_event event = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_PROCESS, .process_alive = true,
                                       .process = { pid, 7, (uint64_t)pid * 10, 70 }, .supervised = supervised };
@@ -442,6 +446,28 @@ static void test_withdrawn(void **state) {
         assert_state(&b, REPORT); /* a stored final report stays a duty */
 }
 
+/* A directory that Spark says nothing about is a hint: no report rests on it. */
+static void test_directory_alone_answers_nothing(void **state) {
+        static const enum cancel_answer answers[] = { CANCEL_ANSWER_UNREACHABLE, CANCEL_ANSWER_UNKNOWN_ID,
+                                                      CANCEL_ANSWER_REFUSED };
+        struct cancel_event directory = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_DIRECTORY };
+        (void)state;
+
+        base_text_copy(directory.driver_id, sizeof directory.driver_id, "driver-1");
+        for (size_t i = 0; i < ARRAY_SIZE(answers); i++) {
+                struct bench b = begin(false, &config);
+
+                feed(&b, &directory);
+                while (b.now < START + 900 * SEC) {
+                        if (b.cancel.asking)
+                                feed_status_answer(&b, answers[i]);
+                        pass(&b, b.now + SEC);
+                }
+                assert_state(&b, DONE);
+                assert_outcome(&b, );
+        }
+}
+
 /* A driver that is known by its directory alone: Spark is asked each second, not as fast as it answers. */
 static void test_accepted_without_a_process_is_asked_at_a_pace(void **state) {
         struct cancel_event directory = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_DIRECTORY };
@@ -554,6 +580,38 @@ static void test_restart_with_driver_gone(void **state) {
         assert_outcome(&b, ALREADY_DONE);
 }
 
+/* The deadline passed while the agent did not run: it looks once before it says how the cancel ended. */
+static void test_restart_past_the_deadline(void **state) {
+        struct bench b = begin_accepted();
+        (void)state;
+
+        b.now = START + 2000 * SEC;
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_RESTARTED, .same_boot = true });
+        feed_at(&b, b.now);
+        assert_state(&b, WAIT);
+        assert_true(b.update.wake_usec > b.now);
+        feed_scan_none(&b); /* its process is gone */
+        assert_state(&b, SETTLE);
+        feed_scan_none(&b);
+        assert_outcome(&b, CANCELLED);
+
+        b = begin_accepted();
+        b.now = START + 2000 * SEC;
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_RESTARTED, .same_boot = true });
+        feed_scan_process(&b, 100, "driver-1", false);
+        pass(&b, b.now);
+        assert_outcome(&b, DEADLINE_EXCEEDED);
+
+        b = begin(false, &config);
+        feed_scan_none(&b);
+        b.now = START + 2000 * SEC;
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_RESTARTED, .same_boot = true });
+        feed_at(&b, b.now);
+        assert_state(&b, SEARCH);
+        feed_scan_process(&b, 100, "driver-1", false);
+        assert_outcome(&b, DEADLINE_EXCEEDED);
+}
+
 static void test_reboot_means_gone(void **state) {
         struct bench b = begin_accepted();
         (void)state;
@@ -593,6 +651,22 @@ static void test_escalation(void **state) {
         assert_int_equal(b.cancel.record.escalation, CANCEL_ESCALATION_SIGKILL);
 }
 
+/* It came back long after the first kill: Spark is asked first, the time before a signal is its own. */
+static void test_escalation_counts_for_each_process(void **state) {
+        struct cancel_config term = config;
+        struct bench b = begin_accepted();
+        (void)state;
+
+        term.escalation = CANCEL_ESCALATION_SIGTERM;
+        b.config = &term;
+        b.now += 70 * SEC;
+        exits(&b);
+        feed_scan_process(&b, 200, "driver-1", true);
+        assert_state(&b, KILL);
+        pass(&b, b.now + SEC);
+        assert_state(&b, KILL);
+}
+
 static void test_supervised_driver_comes_back(void **state) {
         struct bench b = begin(false, &config);
         (void)state;
@@ -612,6 +686,192 @@ static void test_supervised_driver_comes_back(void **state) {
         assert_int_equal(b.cancel.record.process.pid, 101);
 }
 
+/* ---- leftovers ------------------------------------------------------------------------------------------------- */
+
+/* The driver is gone, Spark has said KILLED, and the first scan saw two of its descendants. */
+static struct bench begin_leftovers(const struct cancel_config *c) {
+        struct bench b = begin_accepted();
+
+        b.config = c;
+        exits(&b);
+        feed_scan_leftovers(&b, 2);
+        feed_status(&b, CANCEL_WORD_KILLED, true);
+        assert_state(&b, SETTLE);
+        assert_int_equal(b.cancel.record.leftover_processes, 0);
+        return b;
+}
+
+/* look_at_leftovers() - answer each scan that a timer asks for until `until`; the number of scans. */
+static unsigned look_at_leftovers(struct bench *b, uint32_t leftovers, uint64_t until) {
+        unsigned scans = 0;
+
+        while (b->cancel.record.state == CANCEL_SETTLE && b->update.wake_usec <= until) {
+                assert_true(b->update.wake_usec > b->now);
+                feed_at(b, b->update.wake_usec);
+                assert_true(b->update.ask & CANCEL_ASK_SCAN);
+                feed_scan_leftovers(b, leftovers);
+                scans++;
+        }
+        return scans;
+}
+
+static void test_leftovers_are_counted_after_two_seconds(void **state) {
+        struct bench b = begin_leftovers(&config);
+        uint64_t ended = b.now;
+        (void)state;
+
+        assert_in_range(look_at_leftovers(&b, 2, ended + 2 * SEC), 4, 8);
+        assert_outcome(&b, CANCELLED);
+        assert_int_equal(b.now, ended + 2 * SEC);
+        assert_int_equal(b.cancel.record.leftover_processes, 2);
+        assert_int_equal(b.cancel.record.escalation, CANCEL_ESCALATION_NONE);
+        assert_int_equal(b.update.act, CANCEL_ACT_REPORT); /* nobody is signalled */
+}
+
+static void test_leftovers_that_end_are_none(void **state) {
+        struct bench b = begin_leftovers(&config);
+        uint64_t ended = b.now;
+        (void)state;
+
+        look_at_leftovers(&b, 2, ended + 300 * USEC_PER_MSEC);
+        look_at_leftovers(&b, 0, ended + 2 * SEC);
+        assert_outcome(&b, CANCELLED);
+        assert_true(b.now < ended + SEC); /* not longer than it takes */
+        assert_int_equal(b.cancel.record.leftover_processes, 0);
+}
+
+static void test_leftovers_do_not_wait_for_a_word(void **state) {
+        struct bench b = begin_accepted();
+        uint64_t ended = b.now;
+        (void)state;
+
+        exits(&b);
+        feed_scan_leftovers(&b, 1);
+        for (int i = 0; i < 100 && b.cancel.record.state == CANCEL_SETTLE; i++) {
+                if (b.cancel.asking)
+                        feed_status_answer(&b, CANCEL_ANSWER_UNREACHABLE);
+                feed_at(&b, b.update.wake_usec);
+                if (b.update.ask & CANCEL_ASK_SCAN)
+                        feed_scan_leftovers(&b, 1);
+        }
+        assert_outcome(&b, CANCELLED);
+        assert_int_equal(b.now, ended + 2 * SEC);
+        assert_int_equal(b.cancel.record.leftover_processes, 1);
+}
+
+static void test_leftovers_of_a_job_that_ended_by_itself(void **state) {
+        struct cancel_config kill = config;
+        struct bench b = begin_found();
+        uint64_t ended = b.now;
+        (void)state;
+
+        kill.escalation = CANCEL_ESCALATION_SIGKILL;
+        b.config = &kill;
+        exits(&b);
+        feed_scan_leftovers(&b, 1);
+        feed_status(&b, CANCEL_WORD_FINISHED, true);
+        look_at_leftovers(&b, 1, ended + 2 * SEC);
+        assert_outcome(&b, ALREADY_DONE);
+        assert_int_equal(b.cancel.record.leftover_processes, 1);
+        assert_int_equal(b.update.act, CANCEL_ACT_REPORT); /* may be meant to stay: not signalled */
+
+        b = begin(true, &kill); /* a dry run neither counts nor waits */
+        feed_scan_process(&b, 100, "driver-1", false);
+        exits(&b);
+        feed_scan_leftovers(&b, 1);
+        feed_status(&b, CANCEL_WORD_FINISHED, true);
+        assert_outcome(&b, DRY_RUN);
+        assert_int_equal(b.cancel.record.leftover_processes, 0);
+}
+
+static void test_leftovers_at_the_deadline(void **state) {
+        struct bench b = begin_leftovers(&config);
+        (void)state;
+
+        b.cancel.record.deadline_usec = b.now + SEC;
+        feed_type(&b, CANCEL_EVENT_DUPLICATE); /* recompute the timer */
+        look_at_leftovers(&b, 2, b.now + 900 * USEC_PER_MSEC);
+        feed_at(&b, b.cancel.record.deadline_usec);
+        assert_outcome(&b, CANCELLED);
+        assert_int_equal(b.cancel.record.leftover_processes, 0); /* seen alive, but not 2 s after: a lower bound */
+}
+
+static void test_leftovers_after_a_restart(void **state) {
+        struct bench b = begin_leftovers(&config);
+        uint64_t ended = b.now;
+        (void)state;
+
+        b.now = ended + SEC;
+        restart(&b, true);
+        feed_scan_leftovers(&b, 1);
+        feed_status(&b, CANCEL_WORD_KILLED, true);
+        look_at_leftovers(&b, 1, ended + 2 * SEC);
+        assert_outcome(&b, CANCELLED);
+        assert_int_equal(b.now, ended + 2 * SEC);
+        assert_int_equal(b.cancel.record.leftover_processes, 1);
+}
+
+static void test_leftovers_are_signalled_where_allowed(void **state) {
+        struct cancel_config c = config;
+        struct bench b;
+        uint64_t ended;
+        (void)state;
+
+        c.escalation = CANCEL_ESCALATION_SIGTERM;
+        b = begin_leftovers(&c);
+        ended = b.now;
+        look_at_leftovers(&b, 2, ended + 2 * SEC);
+        assert_state(&b, SETTLE);
+        assert_int_equal(b.update.act, CANCEL_ACT_TERM_LEFTOVERS);
+        assert_true(b.update.durable); /* counted before they are signalled */
+        look_at_leftovers(&b, 1, ended + 4 * SEC);
+        assert_outcome(&b, CANCELLED);
+        assert_int_equal(b.now, ended + 4 * SEC);
+        assert_int_equal(b.cancel.record.leftover_processes, 1); /* counted after */
+        assert_int_equal(b.cancel.record.escalation, CANCEL_ESCALATION_NONE); /* the driver got no signal */
+        assert_int_equal(b.cancel.leftovers_signal, CANCEL_ESCALATION_SIGTERM);
+
+        b = begin_leftovers(&c); /* known by their working directory only: nobody to signal, nothing to wait for */
+        pass(&b, b.now + 2 * SEC);
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_SCANNED, .leftovers = 2 });
+        assert_outcome(&b, CANCELLED);
+        assert_int_equal(b.cancel.record.leftover_processes, 2);
+        assert_int_equal(b.cancel.leftovers_signal, CANCEL_ESCALATION_NONE);
+
+        c.escalation = CANCEL_ESCALATION_SIGKILL;
+        b = begin_leftovers(&c);
+        ended = b.now;
+        look_at_leftovers(&b, 2, ended + 2 * SEC);
+        assert_int_equal(b.update.act, CANCEL_ACT_TERM_LEFTOVERS);
+        look_at_leftovers(&b, 2, ended + 4 * SEC);
+        assert_int_equal(b.update.act, CANCEL_ACT_FORCE_LEFTOVERS);
+        look_at_leftovers(&b, 0, ended + 6 * SEC);
+        assert_outcome(&b, CANCELLED);
+        assert_true(b.now < ended + 5 * SEC);
+        assert_int_equal(b.cancel.record.leftover_processes, 0);
+}
+
+static void test_leftovers_and_a_driver_that_comes_back(void **state) {
+        struct bench b = begin(false, &config);
+        uint64_t ended;
+        (void)state;
+
+        feed_scan_process(&b, 100, "driver-1", true);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        exits(&b);
+        ended = b.now;
+        feed_scan_leftovers(&b, 1);
+        feed_status(&b, CANCEL_WORD_KILLED, true);
+        b.now = ended + 3 * SEC;
+        feed_scan_leftovers(&b, 1);
+        assert_int_equal(b.cancel.record.leftover_processes, 1);
+        feed_scan_process(&b, 101, "driver-1", true);
+        assert_state(&b, KILL);
+        assert_int_equal(b.cancel.record.leftover_processes, 0); /* counted again at its end */
+}
+
 /* ---- all reachable abstract states ----------------------------------------------------------------------------- */
 
 /* What the walk tells apart: everything but the clock; of times only whether they are set or due. */
@@ -624,7 +884,17 @@ static uint64_t fold_time(uint64_t at, uint64_t now) {
         return at == 0 ? 0 : at == USEC_NEVER ? 3 : at <= now ? 1 : 2;
 }
 
-static struct abstract abstract_of(const struct bench *b) {
+/* They steer nothing but SETTLE, and have a walk of their own. */
+static void abstract_leftovers(struct cancel *c, uint64_t now, bool settling) {
+        c->record.leftover_processes = c->record.leftover_processes > 0;
+        c->leftovers = settling && c->leftovers > 0;
+        c->leftovers_held = settling && c->leftovers_held;
+        c->leftovers_counted = settling && c->leftovers_counted;
+        c->leftovers_usec = settling ? fold_time(c->leftovers_usec, now) : 0;
+        c->leftovers_signal = settling ? c->leftovers_signal : CANCEL_ESCALATION_NONE;
+}
+
+static struct abstract abstract_of(const struct bench *b, bool settling) {
         struct abstract a = { b->cancel, b->config->escalation };
         struct cancel_record *r = &a.cancel.record;
 
@@ -648,6 +918,7 @@ static struct abstract abstract_of(const struct bench *b) {
         r->progress = CANCEL_OUTCOME_NONE;
         if (cancel_is_open(r->state) && r->state != CANCEL_REPORT)
                 r->withdrawn = false;
+        abstract_leftovers(&a.cancel, b->now, settling);
         a.cancel.attempts = 0;
         a.cancel.unknown_answers = (uint32_t)base_min_u64(a.cancel.unknown_answers, 2);
         a.cancel.unknown_usec = 0;
@@ -668,24 +939,33 @@ static uint64_t hash_of(const struct abstract *a) {
 }
 
 #define WALK_MAX (1u << 20)
-#ifdef DEBUG_CHECKS /* under sanitizers a part of the walk; the plain build makes all of it */
-#        define WALK_STATES 30000
+
+/* How many states the walk looks at: all of them in the plain build, a part under sanitizers, which are slow;
+ * $WALK_STATES says otherwise (valgrind is slower still). */
+static size_t walk_states(void) {
+        const char *given = getenv("WALK_STATES");
+#ifdef DEBUG_CHECKS
+        return given ? strtoull(given, NULL, 10) : 30000;
 #else
-#        define WALK_STATES WALK_MAX
+        return given ? strtoull(given, NULL, 10) : WALK_MAX;
 #endif
+}
 
 struct walk {
         struct bench *queue;
         uint64_t *seen; /* open addressing, by hash */
         size_t head, count;
+        bool settling; /* within SETTLE only, with leftovers */
         unsigned pairs[CANCEL_STATE_MAX][CANCEL_EVENT_TYPE_MAX];
         unsigned moves[CANCEL_STATE_MAX][CANCEL_STATE_MAX];
 };
 
 static void walk_visit(struct walk *w, const struct bench *b) {
-        struct abstract a = abstract_of(b);
+        struct abstract a = abstract_of(b, w->settling);
         uint64_t hash = hash_of(&a);
 
+        if (w->settling && b->cancel.record.state != CANCEL_SETTLE)
+                return;
         for (size_t i = hash % (2 * WALK_MAX);; i = (i + 1) % (2 * WALK_MAX)) {
                 if (w->seen[i] == hash)
                         return;
@@ -714,7 +994,7 @@ static void walk_step(struct walk *w, const struct bench *from, const struct can
         walk_visit(w, &b);
 }
 
-/* Scans: none, the process that the record knows, another one (supervised or not), a directory. */
+/* Scans: none, the process that the record knows, another one (supervised or not), a directory; leftovers. */
 static void walk_scans(struct walk *w, const struct bench *b) {
         bool first = strcmp(b->cancel.record.driver_id, "driver-1") == 0;
 
@@ -733,6 +1013,11 @@ static void walk_scans(struct walk *w, const struct bench *b) {
                 if (event.scan != CANCEL_SCAN_NONE)
                         base_text_copy(event.driver_id, sizeof event.driver_id, first != another ? "driver-1" : "driver-2");
                 walk_step(w, b, &event);
+                event.leftovers = w->settling && event.scan == CANCEL_SCAN_NONE;
+                for (int held = 0; held < 2 && event.leftovers > 0; held++) {
+                        event.leftovers_held = held;
+                        walk_step(w, b, &event);
+                }
         }
 }
 
@@ -763,22 +1048,32 @@ static void walk_all(struct walk *w, const struct bench *b) {
         walk_answers(w, b);
 }
 
+static void walk_init(struct walk *w) {
+        w->queue = calloc(WALK_MAX, sizeof *w->queue);
+        w->seen = calloc(2 * WALK_MAX, sizeof *w->seen);
+        assert_non_null(w->queue);
+        assert_non_null(w->seen);
+}
+
+static void walk_deinit(struct walk *w) {
+        free(w->queue);
+        free(w->seen);
+}
+
 static void test_every_reachable_state(void **state) {
         struct cancel_config kill = config;
         struct walk w = { 0 };
         unsigned pairs = 0, moves = 0;
+        size_t limit = walk_states();
         (void)state;
 
         kill.escalation = CANCEL_ESCALATION_SIGKILL;
-        w.queue = calloc(WALK_MAX, sizeof *w.queue);
-        w.seen = calloc(2 * WALK_MAX, sizeof *w.seen);
-        assert_non_null(w.queue);
-        assert_non_null(w.seen);
+        walk_init(&w);
         for (int variant = 0; variant < 3; variant++) {
                 struct bench b = begin(variant == 1, variant == 2 ? &kill : &config);
                 walk_visit(&w, &b);
         }
-        while (w.head < w.count && w.head < WALK_STATES) {
+        while (w.head < w.count && w.head < limit) {
                 struct bench b = w.queue[w.head++];
                 walk_all(&w, &b);
         }
@@ -792,8 +1087,42 @@ static void test_every_reachable_state(void **state) {
                 }
         }
         print_message("%zu abstract states, %u (state, event) pairs, %u different moves\n", w.count, pairs, moves);
-        free(w.queue);
-        free(w.seen);
+        walk_deinit(&w);
+}
+
+/* From each way into SETTLE: all that leftovers can do there. What leaves SETTLE is checked and not followed. */
+static void test_every_state_with_leftovers(void **state) {
+        struct cancel_config term = config, kill = config;
+        const struct cancel_config *const configs[] = { &config, &term, &kill };
+        struct walk w = { .settling = true };
+        (void)state;
+
+        term.escalation = CANCEL_ESCALATION_SIGTERM;
+        kill.escalation = CANCEL_ESCALATION_SIGKILL;
+        walk_init(&w);
+        for (size_t i = 0; i < ARRAY_SIZE(configs); i++) {
+                struct bench starts[] = { begin_found(), begin_kill_sent(), begin_accepted(), begin(true, configs[i]) };
+
+                feed_scan_process(&starts[3], 100, "driver-1", false);
+                for (size_t k = 0; k < ARRAY_SIZE(starts); k++)
+                        for (int supervised = 0; supervised < 2; supervised++) {
+                                struct bench b = starts[k];
+
+                                b.config = configs[i];
+                                b.cancel.record.supervised = supervised;
+                                exits(&b);
+                                walk_visit(&w, &b);
+                        }
+        }
+        while (w.head < w.count && w.head < WALK_STATES) {
+                struct bench b = w.queue[w.head++];
+                walk_all(&w, &b);
+        }
+        for (int to = CANCEL_KILL; to <= CANCEL_REPORT; to++)
+                if (to != CANCEL_SETTLE && cancel_transition_allowed(CANCEL_SETTLE, to) && w.head == w.count)
+                        assert_int_not_equal(w.moves[CANCEL_SETTLE][to], 0);
+        print_message("%zu abstract states of SETTLE with leftovers\n", w.count);
+        walk_deinit(&w);
 }
 
 /* ---- random walks with a clock: every operation ends by its deadline plus a bound ------------------------------ */
@@ -811,6 +1140,8 @@ static struct cancel_event random_event(uint64_t *seed) {
         event.here = base_random_next(seed) & 1;
         event.elsewhere = !event.here && (base_random_next(seed) & 1);
         event.accepted = base_random_next(seed) & 1;
+        event.leftovers_held = base_random_next(seed) & 1;
+        event.leftovers = (uint32_t)(base_random_next(seed) % 3);
         event.asked = (uint32_t)(base_random_next(seed) % 3);
         if (event.scan != CANCEL_SCAN_NONE)
                 base_text_copy(event.driver_id, sizeof event.driver_id, event.process.pid == 100 ? "driver-1" : "driver-2");
@@ -819,19 +1150,38 @@ static struct cancel_event random_event(uint64_t *seed) {
         return event;
 }
 
+/* An operation that waits for nothing but its deadline has been forgotten. `scanning`: a scan's answer is to come. */
+static bool is_forgotten(const struct cancel *c, bool scanning) {
+        enum cancel_state state = c->record.state;
+
+        if (state != CANCEL_SEARCH && state != CANCEL_KILL && state != CANCEL_WAIT && state != CANCEL_SETTLE)
+                return false;
+        return !scanning && !c->asking && !c->killing && !c->wants_slot && c->ask_usec == USEC_NEVER &&
+               c->scan_usec == USEC_NEVER && c->retry_usec == USEC_NEVER;
+}
+
 static void test_random_walks(void **state) {
         const char *given = getenv("SEED");
         uint64_t seed = given ? strtoull(given, NULL, 0) : base_random_u64(), first = seed;
+        struct cancel_config force = config;
         (void)state;
 
+        force.escalation = CANCEL_ESCALATION_SIGKILL;
         print_message("SEED=%" PRIu64 "\n", first);
         for (int round = 0; round < 3000; round++) {
-                struct bench b = begin(base_random_next(&seed) % 8 == 0, &config);
+                struct bench b = begin(base_random_next(&seed) % 8 == 0, base_random_next(&seed) % 2 ? &config : &force);
+                bool scanning = true;
                 for (int i = 0; i < 60; i++) {
                         struct cancel_event event = random_event(&seed);
                         if (event.type == CANCEL_EVENT_TIMER && b.update.wake_usec != USEC_NEVER)
                                 b.now = base_max_u64(b.now, b.update.wake_usec);
                         feed(&b, &event);
+                        if (event.type == CANCEL_EVENT_SCANNED || event.type == CANCEL_EVENT_RESTARTED)
+                                scanning = false;
+                        scanning |= (b.update.ask & CANCEL_ASK_SCAN) != 0;
+                        if (b.now < b.cancel.record.deadline_usec && is_forgotten(&b.cancel, scanning))
+                                fail_msg("SEED=%" PRIu64 ", round %d: %s waits for nothing after event %d", first, round,
+                                         cancel_state_to_text(b.cancel.record.state), (int)event.type);
                 }
                 for (int i = 0; i < 100000 && b.update.wake_usec != USEC_NEVER; i++) /* silence: only timers */
                         feed_at(&b, base_max_u64(b.now, b.update.wake_usec));
@@ -856,6 +1206,7 @@ int main(void) {
                 cmocka_unit_test(test_deadline),
                 cmocka_unit_test(test_deadline_past_before_the_first_scan),
                 cmocka_unit_test(test_deadline_past_at_arrival),
+                cmocka_unit_test(test_directory_alone_answers_nothing),
                 cmocka_unit_test(test_accepted_without_a_process_is_asked_at_a_pace),
                 cmocka_unit_test(test_placed_elsewhere_is_not_found),
                 cmocka_unit_test(test_lost_kill_is_repeated),
@@ -868,10 +1219,21 @@ int main(void) {
                 cmocka_unit_test(test_invalid_command),
                 cmocka_unit_test(test_restart_with_driver_alive),
                 cmocka_unit_test(test_restart_with_driver_gone),
+                cmocka_unit_test(test_restart_past_the_deadline),
                 cmocka_unit_test(test_reboot_means_gone),
                 cmocka_unit_test(test_escalation),
+                cmocka_unit_test(test_escalation_counts_for_each_process),
                 cmocka_unit_test(test_supervised_driver_comes_back),
+                cmocka_unit_test(test_leftovers_are_counted_after_two_seconds),
+                cmocka_unit_test(test_leftovers_that_end_are_none),
+                cmocka_unit_test(test_leftovers_do_not_wait_for_a_word),
+                cmocka_unit_test(test_leftovers_of_a_job_that_ended_by_itself),
+                cmocka_unit_test(test_leftovers_at_the_deadline),
+                cmocka_unit_test(test_leftovers_after_a_restart),
+                cmocka_unit_test(test_leftovers_are_signalled_where_allowed),
+                cmocka_unit_test(test_leftovers_and_a_driver_that_comes_back),
                 cmocka_unit_test(test_every_reachable_state),
+                cmocka_unit_test(test_every_state_with_leftovers),
                 cmocka_unit_test(test_random_walks),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);

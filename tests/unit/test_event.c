@@ -282,6 +282,35 @@ static void test_deferred_is_not_starved(void **state) {
         assert_in_range(f->calls, 1, 1000);
 }
 
+static int on_deferred_frees_the_last(void *userdata) {
+        struct fixture *f = userdata;
+        f->other = event_source_free(f->other);
+        if (++f->calls > 1000)
+                return -ELOOP;
+        return event_deferred_schedule(f->source);
+}
+
+static int on_readable_exit(uint32_t epoll_events, void *userdata) {
+        struct fixture *f = userdata;
+        (void)epoll_events;
+        event_exit(f->event, 0);
+        return 0;
+}
+
+/* A pass over the scheduled ones ends, also when the one that was last in it is freed meanwhile. */
+static void test_deferred_pass_ends(void **state) {
+        struct fixture *f = *state;
+        _cleanup_(event_source_free_pointer) struct event_source *io = NULL;
+
+        assert_int_equal(event_add_deferred(f->event, "a", on_deferred_frees_the_last, f, &f->source), 0);
+        assert_int_equal(event_add_deferred(f->event, "b", on_deferred, f, &f->other), 0);
+        assert_int_equal(event_add_io(f->event, "i", f->fds[0], EPOLLIN, on_readable_exit, f, &io), 0);
+        assert_int_equal(event_deferred_schedule(f->source), 0);
+        assert_int_equal(event_deferred_schedule(f->other), 0);
+        assert_int_equal(write(f->fds[1], "x", 1), 1);
+        assert_int_equal(event_run(f->event), 0);
+}
+
 static int on_deferred_again(void *userdata) {
         struct fixture *f = userdata;
         if (++f->calls < 5)
@@ -506,6 +535,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_deferred_after_io, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_deferred_is_not_starved, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_deferred_again, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_deferred_pass_ends, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_deferred_freed, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_io_paused, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_signal, setup, teardown),

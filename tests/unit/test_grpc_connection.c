@@ -444,7 +444,7 @@ static void test_black_hole(void **state) {
 
         uint64_t begin = event_now_usec(client->event);
         assert_good(client);
-        assert_in_range(event_now_usec(client->event) - begin, 250 * USEC_PER_MSEC, 900 * USEC_PER_MSEC);
+        assert_in_range(event_now_usec(client->event) - begin, 250 * USEC_PER_MSEC, 3 * USEC_PER_SEC);
         for (int i = 0; i < 8; i++)
                 close(fds[i]);
         end(client, peer);
@@ -459,7 +459,7 @@ static void test_rotation(void **state) {
         int fd = peer_listen("127.0.0.2", &port, 8);
         assert_true(fd >= 0);
         names_set(addresses, 2);
-        struct client *client = client_with("cp.example", peer->port, 100 * USEC_PER_MSEC);
+        struct client *client = client_with("cp.example", peer->port, 400 * USEC_PER_MSEC);
         struct seen seen = client_call(client, "/Unary", false);
 
         assert_unavailable(&seen, "waiting for SETTINGS");

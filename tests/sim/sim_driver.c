@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * driver.h over the processes of the made-up world. A scan copies what is alive at that moment; the order in which
+ * several processes of one job are preferred is the real one's. Scans and holds can fail, a wake-up of the work
+ * directory can be lost, an exit is seen a little later than it happens.
+ */
+#include "sim.h"
+
+struct driver {
+        int (*wake)(void *userdata);
+        void *userdata;
+        struct driver_found found[SIM_PROCESSES_MAX];
+        bool orphan[SIM_PROCESSES_MAX], contested[SIM_PROCESSES_MAX];
+        unsigned count;
+};
+
+struct driver_hold {
+        struct sim_process *process;
+        int (*exited)(void *userdata);
+        void *userdata;
+        struct sim_item item;
+        bool seen;
+        TAILQ_ENTRY(driver_hold) entry;
+};
+
+static TAILQ_HEAD(, driver_hold) holds = TAILQ_HEAD_INITIALIZER(holds);
+
+struct driver *sim_driver_make(int (*wake)(void *userdata), void *userdata) {
+        struct driver *driver = calloc(1, sizeof *driver);
+
+        if (!driver)
+                abort();
+        driver->wake = wake;
+        driver->userdata = userdata;
+        return driver;
+}
+
+struct driver *driver_free(struct driver *driver) {
+        free(driver);
+        return NULL;
+}
+
+/* ---- scan ------------------------------------------------------------------------------------------------------------ */
+
+static void add(struct driver *driver, const struct sim_process *process) {
+        struct driver_found *found = &driver->found[driver->count];
+
+        *found = (struct driver_found){
+                .pid = process->pid,
+                .worker_pid = process->worker_pid,
+                .start_ticks = process->start_ticks,
+                .worker_start_ticks = process->worker_pid ? process->worker_start_ticks : 0,
+                .started_real_usec = process->started_at + sim.wall_offset,
+                .supervised = process->supervised,
+        };
+        base_text_copy(found->job_id, sizeof found->job_id, sim.jobs[process->job].id);
+        base_text_copy(found->driver_id, sizeof found->driver_id, process->claimed_id);
+        base_text_copy(found->app_name, sizeof found->app_name, "app");
+        driver->orphan[driver->count++] = process->worker_pid == 0;
+}
+
+int driver_scan(struct driver *driver) {
+        if (sim_fault(sim.faults.scan_fails))
+                return sim_chance(500) ? -EMFILE : -EACCES;
+        driver->count = 0;
+        for (unsigned i = 0; i < sim.process_count; i++)
+                if (sim.processes[i]->alive)
+                        add(driver, sim.processes[i]);
+        for (unsigned i = 0; i < driver->count; i++)
+                driver->contested[i] = sim_id_contested(driver->found[i].driver_id);
+        return 0;
+}
+
+uint32_t driver_scan_size(const struct driver *driver) {
+        return driver->count;
+}
+
+/* Is `a` to be preferred to `b`? */
+static bool is_better(const struct driver *driver, unsigned a, unsigned b) {
+        if (driver->contested[a] != driver->contested[b])
+                return !driver->contested[a];
+        if (driver->orphan[a] != driver->orphan[b])
+                return !driver->orphan[a];
+        return driver->found[a].start_ticks > driver->found[b].start_ticks;
+}
+
+enum driver_match driver_match(const struct driver *driver, const char *job_id, struct driver_found *ret) {
+        unsigned best = UINT_MAX;
+
+        for (unsigned i = 0; i < driver->count; i++)
+                if (strcmp(driver->found[i].job_id, job_id) == 0 && (best == UINT_MAX || is_better(driver, i, best)))
+                        best = i;
+        if (best == UINT_MAX)
+                return DRIVER_MATCH_NONE;
+        *ret = driver->found[best];
+        if (driver->contested[best])
+                return DRIVER_MATCH_CONTESTED;
+        return driver->orphan[best] ? DRIVER_MATCH_ORPHAN : DRIVER_MATCH_ONE;
+}
+
+static struct sim_process *process_find(int32_t pid, uint64_t start_ticks) {
+        for (unsigned i = 0; i < sim.process_count; i++)
+                if (sim.processes[i]->alive && sim.processes[i]->pid == pid &&
+                    sim.processes[i]->start_ticks == start_ticks)
+                        return sim.processes[i];
+        return NULL;
+}
+
+bool driver_process_alive(const struct driver *driver, int32_t pid, uint64_t start_ticks) {
+        (void)driver;
+        return process_find(pid, start_ticks) || sim_fault(sim.faults.scan_fails);
+}
+
+bool driver_directory_exists(const struct driver *driver, const char *driver_id) {
+        const struct sim_driver *found = sim_driver_find(driver_id);
+
+        (void)driver;
+        return found && found->directory;
+}
+
+void sim_driver_reset(void) {
+        TAILQ_INIT(&holds);
+}
+
+/* ---- holds --------------------------------------------------------------------------------------------------------------- */
+
+static void exit_seen(void *argument) {
+        struct driver_hold *hold = argument;
+
+        if (sim.dying)
+                return;
+        hold->seen = true;
+        if (hold->exited(hold->userdata) < 0)
+                sim_fail("a handler of driver failed");
+}
+
+int driver_hold(struct driver *driver, const struct driver_found *found, int (*exited)(void *userdata), void *userdata,
+                struct driver_hold **ret) {
+        struct sim_process *process = process_find(found->pid, found->start_ticks);
+        struct driver_hold *hold;
+
+        (void)driver;
+        if (sim_fault(sim.faults.hold_fails))
+                return -EMFILE;
+        if (!process)
+                return 1;
+        hold = calloc(1, sizeof *hold);
+        if (!hold)
+                return -ENOMEM;
+        hold->process = process;
+        hold->exited = exited;
+        hold->userdata = userdata;
+        hold->item = (struct sim_item){ .action = exit_seen, .argument = hold };
+        TAILQ_INSERT_TAIL(&holds, hold, entry);
+        *ret = hold;
+        return 0;
+}
+
+struct driver_hold *driver_hold_free(struct driver_hold *hold) {
+        if (!hold)
+                return NULL;
+        TAILQ_REMOVE(&holds, hold, entry);
+        sim_item_cancel(&hold->item);
+        free(hold);
+        return NULL;
+}
+
+void sim_driver_exited(struct sim_process *process) {
+        struct driver_hold *hold;
+
+        TAILQ_FOREACH(hold, &holds, entry)
+                if (hold->process == process)
+                        sim_item_set(&hold->item, sim.time + sim_below(sim_chance(100) ? 200 * USEC_PER_MSEC : 2000));
+}
+
+int driver_signal(struct driver_hold *hold, int signal_number) {
+        sim_crash_point();
+        if (sim.dying)
+                return 0;
+        sim_check_signal(hold->userdata, hold->process, signal_number);
+        if (!hold->process->alive || hold->seen)
+                return -ESRCH;
+        hold->process->signal_sent = signal_number;
+        TRACE("the agent sends signal %d to process %d", signal_number, hold->process->pid);
+        sim_process_signal(hold->process, signal_number);
+        sim_crash_point();
+        return 0;
+}
+
+/* ---- the rest --------------------------------------------------------------------------------------------------------------- */
+
+static void wake(void *argument) {
+        (void)argument;
+        if (sim.up && !sim.dying && sim.driver && sim.driver->wake(sim.driver->userdata) < 0)
+                sim_fail("the wake handler failed");
+}
+
+void sim_driver_directory_made(void) {
+        if (!sim_fault(sim.faults.wake_lost))
+                sim_after(sim_below(5000), wake, NULL);
+}
+
+void driver_lookalikes(const struct driver *driver, const char *job_id,
+                       void (*visit)(const struct driver_lookalike *lookalike, void *userdata), void *userdata) {
+        (void)driver;
+        (void)job_id;
+        (void)visit;
+        (void)userdata;
+}
+
+const char *driver_work_directory_status(const struct driver *driver) {
+        (void)driver;
+        return NULL;
+}
+
+int driver_recent(const struct driver *driver, const char *job_id, char ret_driver_id[DRIVER_ID_MAX + 1]) {
+        (void)driver;
+        (void)job_id;
+        (void)ret_driver_id;
+        return 1;
+}
