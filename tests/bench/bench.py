@@ -3,8 +3,8 @@
 """
 bench: what the agent costs and how fast it is: `make bench`
 
-Prints a table and writes build/bench.json. Counts and medians with their spread, all of one run: single times say little on a
-machine that does other things, too. Ends by itself within five minutes.
+Prints a table and writes build/bench.json. Counts and medians with their spread, all of one run: single times say
+little on a machine that does other things, too. Ends by itself within five minutes.
 
     BENCH_QUICK=1   less of everything, under a minute; a missed goal is a failure (exit code 1)
     BENCH_SPARK=1   also against `spark-submit --kill` on a real Spark; 0: not. Default: when Spark has been fetched
@@ -105,8 +105,8 @@ def main():
         print(f"{'met   ' if met else 'MISSED'}  {goal}")
     path = parts.harness.BUILD / "bench.json"
     figures.write_json(path, found, about, checks)
-    print(f"\nbench: {len(found)} parts in {about['seconds']:.0f} s; {sum(not met for _, met in checks)} of {len(checks)} goals "
-          f"missed; figures in {path}")
+    missed = sum(not met for _, met in checks)
+    print(f"\nbench: {len(found)} parts in {about['seconds']:.0f} s; {missed} of {len(checks)} goals missed; figures in {path}")
     return 1 if QUICK and not all(met for _, met in checks) else 0
 
 

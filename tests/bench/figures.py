@@ -38,7 +38,7 @@ class Figures:
         self.notes.append(text)
 
     def table(self):
-        lines = [f"## {self.title}", "", f"{'':<52}{'median':>12}{'min':>12}{'p99':>12}{'max':>12}  unit"]
+        lines = [f"## {self.title}", "", f"{'':<64}{'median':>12}{'min':>12}{'p99':>12}{'max':>12}  unit"]
         for row in self.rows:
             if "value" in row:
                 cells = [shown(row["value"], row["digits"]), "", "", ""]
@@ -47,7 +47,8 @@ class Figures:
                 if row["n"] < 100:  # there is no 99th percentile of so few
                     cells[2] = ""
             count = f" (n={row['n']})" if "n" in row else ""
-            lines.append(f"{row['name'] + count:<52}" + "".join(f"{cell:>12}" for cell in cells) + f"  {row['unit']}".rstrip())
+            line = f"{row['name'] + count:<64}" + "".join(f"{cell:>12}" for cell in cells) + f"  {row['unit']}"
+            lines.append(line.rstrip())
         return "\n".join(lines + [f"  {note}" for note in self.notes]) + "\n"
 
     def data(self):
@@ -131,7 +132,7 @@ class Trace:
 
     def __enter__(self):
         self._strace = subprocess.Popen(
-            ["strace", "-f", "-y", "-ttt", "-s", "16", "-e", "signal=none", "-o", self._file.name, "-p", str(self.pid)],
+            ["strace", "-f", "-y", "-ttt", "-s", "16", "-e", "signal=none", "-o", self._file.name, "-p", f"{self.pid}"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         for line in self._strace.stderr:
             if "attached" in line:

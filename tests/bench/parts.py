@@ -2,8 +2,8 @@
 """
 parts: what is measured of the agent, with the harness of the integration tests
 
-The agent is the real binary; the control plane is the reference one; masters are scripted and drivers only look like JVMs, so
-what they cost is not Spark's. Times inside the agent are the stamps of its own debug log.
+The agent is the real binary; the control plane is the reference one; masters are scripted and drivers only look like
+JVMs, so what they cost is not Spark's. Times inside the agent are the stamps of its own debug log.
 """
 import contextlib
 import os
@@ -49,7 +49,7 @@ def metrics(agent):
 
 
 def cancel(made, job_id):
-    """One whole cancel by the public API, until the agent has its report acknowledged -> operation, ms to the caller's done."""
+    """One whole cancel by the public API, until its report is acknowledged -> operation, ms to the caller's done."""
     begin = time.monotonic()
     operation = made.cancel(job_id)
     made.plane.wait_done(operation, harness.LIMIT)
