@@ -150,9 +150,9 @@ check-integration: all
 check-spark: all
 	@SPARK_VERSION=$(SPARK_VERSION) $(PYTEST) tests/spark
 
-# What takes longer: the other compiler, sanitizers, valgrind, a further Spark line.
-.PHONY: check-long check-clang check-sanitize check-valgrind check-spark-4
-LONG_SUITES := check-clang check-sanitize check-valgrind check-spark-4
+# What takes longer: the other compiler, sanitizers, valgrind, a further Spark line, the benchmark's goals.
+.PHONY: check-long check-clang check-sanitize check-valgrind check-spark-4 check-bench
+LONG_SUITES := check-clang check-sanitize check-valgrind check-spark-4 check-bench
 check-long:
 	@scripts/deps
 	@set -e; for suite in $(LONG_SUITES); do echo "== $$suite"; $(MAKE) --no-print-directory $$suite; done
@@ -173,6 +173,14 @@ check-valgrind: $(UNIT)
 
 check-spark-4:
 	@$(MAKE) --no-print-directory SPARK_VERSION=4.3.0 check-spark
+
+# What the agent costs and how fast it is; BENCH_QUICK=1 is short and fails when a goal is missed.
+.PHONY: bench
+bench: all
+	@$(PYTHON) tests/bench/bench.py
+
+check-bench: all
+	@BENCH_QUICK=1 $(PYTHON) tests/bench/bench.py
 
 # ---- demo, packages, style ----------------------------------------------------------------------------------
 .PHONY: deps demo
@@ -243,6 +251,7 @@ help:
 	@echo 'make deps            install the packages that building and testing need (YES=1: do not ask)'
 	@echo 'make check           every suite: $(SUITES)'
 	@echo 'make check-long      what takes longer: $(LONG_SUITES)'
+	@echo 'make bench           time, memory, wake-ups, system calls, beside spark-submit --kill (BENCH_QUICK=1, BENCH_SPARK=0)'
 	@echo 'make layers          is the program built in its layers?'
 	@echo 'make lint, format    style of the sources'
 	@echo 'make install         DESTDIR= PREFIX=$(PREFIX); make uninstall leaves configuration and state'

@@ -199,9 +199,9 @@ static int operation_on_status(const struct spark_result *result, void *userdata
                                   "process %" PRId32 " claims driver %s of job %s, but Spark places that driver on %s: left alone",
                                   o->cancel.record.process.pid, o->cancel.record.driver_id, o->job_id,
                                   result->worker_host_port);
-        else if (result->answer != SPARK_ACCEPTED)
+        else
                 log_debug("status of %s: %s (%s)", o->cancel.record.driver_id, spark_answer_to_text(result->answer),
-                          result->detail);
+                          result->answer == SPARK_ACCEPTED ? result->state_text : result->detail);
         operation_feed(o, &event);
         return 0;
 }
@@ -214,6 +214,8 @@ static void operation_ask_status(struct operation *o) {
         o->ask_failed = r < 0;
         if (r < 0)
                 agent_touch(o);
+        else
+                log_debug("status of %s: asked", o->cancel.record.driver_id);
 }
 
 static int operation_on_killed(const struct spark_result *result, void *userdata) {
@@ -256,6 +258,7 @@ static void operation_kill(struct operation *o) {
         }
         if (o->hold)
                 driver_note_descendants(o->hold);
+        log_debug("kill of %s: asked", o->cancel.record.driver_id);
         metrics_add(METRICS_KILL_REQUESTS, NULL, 1);
         if (o->cancel.record.kill_requests == 1)
                 metrics_observe_usec(METRICS_KILL_SECONDS, base_usec_sub(now, o->cancel.record.received_usec));
@@ -356,6 +359,8 @@ static bool operation_drop_deeds(struct operation *o, const struct cancel_record
                 o->cancel.record.escalation = CANCEL_ESCALATION_SIGTERM;
         o->act &= ~stale;
         o->act_committing &= ~stale;
+        if ((dropped & CANCEL_ACT_KILL) && r->state == CANCEL_REPORT)
+                o->cancel.record.kill_requests--; /* the machine is past asking, and the report is about to be made */
         return (dropped & CANCEL_ACT_KILL) != 0;
 }
 

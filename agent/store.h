@@ -89,7 +89,7 @@ bool store_turn_is_empty(const struct store_turn *turn);
 
 /* store_commit() - run the turn as one transaction on the writer thread; takes the turn over on success. `done`
  * comes on the loop: 0, or negative when nothing of it is stored (-ENOSPC, -EIO, …); `error` for people ("" when
- * there is none; valid during the call), and how long the commit took by the loop's clock.
+ * there is none; valid during the call), and how long the writer worked on it.
  * After a failure the store keeps the turn for store_retry(), and nothing else is committed before it: a later turn
  * may build on it. (A flush that failed may still have reached the disk. After a restart such a turn can turn out
  * to be stored, which is harmless: what it allows has not been done.)

@@ -30,7 +30,6 @@ enum store_state {
 };
 
 struct store {
-        struct event *event;
         struct event_worker *worker;
         int directory_fd;
         int lock_fd;
@@ -45,7 +44,7 @@ struct store {
         enum store_state state;
         bool committed;              /* the first commit was handed over: loading is over */
         struct store_turn *turn;
-        uint64_t began_usec;
+        uint64_t took_usec;
         int (*done)(int result, const char *error, uint64_t took_usec, void *userdata);
         void *userdata;
 };

@@ -264,7 +264,8 @@ class Agent:
         self.write_config()
         self.notify = NotifySocket(self.directory / f"notify{next(NUMBERS)}")
         environment = {name: value for name, value in os.environ.items()
-                       if name in ("PATH", "LANG", "ASAN_OPTIONS", "UBSAN_OPTIONS", "LSAN_OPTIONS", "TMPDIR")}
+                       if name in ("PATH", "LANG", "ASAN_OPTIONS", "UBSAN_OPTIONS", "LSAN_OPTIONS", "TMPDIR",
+                                   "WATCHDOG_USEC")}
         self.process = subprocess.Popen([AGENT, f"--config={self.config}"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                         stderr=subprocess.PIPE, env={**environment, "NOTIFY_SOCKET": self.notify.path})
         self._reader = threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True)
