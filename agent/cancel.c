@@ -620,13 +620,10 @@ static void on_exited(struct cancel *c, const struct cancel_now *now, struct can
         begin_settle(c, now, u);
 }
 
-static void note_master(struct cancel *c, struct cancel_update *u) {
+static void note_master(struct cancel *c) {
         c->attempts = 0;
         c->refused_usec = 0;
-        if (!c->record.master_answered) {
-                c->record.master_answered = true;
-                u->durable = true;
-        }
+        c->record.master_answered = true; /* stored with what comes next: a flush of its own would hold up the kill */
 }
 
 /* Spark's word. A final one is not overwritten by "unknown id": the master may have trimmed its list. */
@@ -714,7 +711,7 @@ static void status_in_wait(struct cancel *c, const struct cancel_event *e, const
 
 static void status_known(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                          const struct cancel_now *now, struct cancel_update *u) {
-        note_master(c, u);
+        note_master(c);
         note_word(c, e->word);
         c->unknown_answers = 0;
         switch (c->record.state) {
@@ -741,7 +738,7 @@ static void status_known(struct cancel *c, const struct cancel_config *config, c
 
 static void status_unknown(struct cancel *c, const struct cancel_config *config, const struct cancel_now *now,
                            struct cancel_update *u) {
-        note_master(c, u);
+        note_master(c);
         note_unknown(c, config, now);
         if (c->record.state == CANCEL_SETTLE) {
                 c->asked = true;
@@ -764,7 +761,7 @@ static void on_status(struct cancel *c, const struct cancel_config *config, cons
         c->asking = false;
         if (c->record.state == CANCEL_TERM || c->record.state == CANCEL_FORCE) {
                 if (e->answer == CANCEL_ANSWER_ACCEPTED || e->answer == CANCEL_ANSWER_UNKNOWN_ID)
-                        note_master(c, u);
+                        note_master(c);
                 return; /* past asking: the pidfd or the deadline ends these */
         }
         switch (e->answer) {
@@ -797,7 +794,7 @@ static void on_status(struct cancel *c, const struct cancel_config *config, cons
 
 static void kill_accepted(struct cancel *c, const struct cancel_config *config, const struct cancel_now *now,
                           struct cancel_update *u) {
-        note_master(c, u);
+        note_master(c);
         if (c->record.accepted_usec == 0) {
                 c->record.accepted_usec = now->usec;
                 c->record.accepted_real_usec = now->real_usec;
@@ -818,7 +815,7 @@ static void kill_accepted(struct cancel *c, const struct cancel_config *config, 
 /* "already finished or does not exist" proves nothing while the process lives: scan, ask, and kill again later. */
 static void kill_unknown(struct cancel *c, const struct cancel_config *config, const struct cancel_now *now,
                          struct cancel_update *u) {
-        note_master(c, u);
+        note_master(c);
         if (c->record.state == CANCEL_SETTLE)
                 settle_evaluate(c, config, now, u);
         if (c->record.state != CANCEL_KILL)

@@ -34,7 +34,8 @@ static bool is_before_report(enum cancel_state state) {
         return state != CANCEL_REPORT && state != CANCEL_QUARANTINE && state != CANCEL_DONE;
 }
 
-/* A difference that a crash must not lose. Spark's word and the time of the last kill follow with the next commit. */
+/* A difference that a crash must not lose. Spark's word, that a master answered
+ * and the time of the last kill follow with the next commit. */
 static bool differs_durably(const struct cancel_record *a, const struct cancel_record *b) {
         return a->state != b->state || a->outcome != b->outcome || a->withdrawn != b->withdrawn ||
                a->progress != b->progress || a->kill_requests != b->kill_requests ||
