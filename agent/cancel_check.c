@@ -42,7 +42,7 @@ static bool differs_durably(const struct cancel_record *a, const struct cancel_r
                a->accepted_usec != b->accepted_usec || a->ended_usec != b->ended_usec ||
                a->escalation != b->escalation || a->process.pid != b->process.pid ||
                a->process.start_ticks != b->process.start_ticks || strcmp(a->driver_id, b->driver_id) != 0 ||
-               a->master_answered != b->master_answered || a->answered_usec != b->answered_usec ||
+               a->answered_usec != b->answered_usec ||
                a->leftover_processes != b->leftover_processes;
 }
 
