@@ -41,7 +41,7 @@ def crash_while_it_dies(node):
     """The kill was accepted; the driver takes its time; it dies while the agent is away."""
     driver = node.run_job("j1", sigterm="ignore")
     operation = node.cancel("j1")
-    node.agent.wait_log("accepted")
+    node.agent.wait_log("kill accepted")
     node.agent.kill()
     driver.wait_gone()
     return operation, driver
@@ -52,7 +52,7 @@ def crash_while_it_lives_on(node):
     driver = node.run_job("j1")
     node.master.fault("lost", "kill", count=1)
     operation = node.cancel("j1")
-    node.agent.wait_log("accepted")
+    node.agent.wait_log("kill accepted")
     node.agent.kill()
     return operation, driver
 
