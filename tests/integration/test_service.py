@@ -120,7 +120,7 @@ def test_sigterm_while_a_driver_dies(node):
     node.start()
     driver = node.run_job("j1", sigterm="ignore")
     operation = node.cancel("j1")
-    node.agent.wait_log("(?i)accepted")
+    node.agent.wait_log("kill accepted")
     node.agent.stop()
     driver.wait_gone()
     node.agent.start()
