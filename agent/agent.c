@@ -125,14 +125,14 @@ static bool agent_done_is_over(const struct agent *agent, const struct operation
                base_usec_add(o->done_real_usec, agent->config->retention_usec) < real_usec;
 }
 
-/* Old DONE operations leave with a turn that writes anyway. */
-static int commit_prune(struct agent *agent, struct store_turn *turn) {
+/* Old DONE operations leave with a turn that writes anyway: some more than came, or a flood would outrun it. */
+static int commit_prune(struct agent *agent, struct store_turn *turn, size_t put) {
         uint64_t real_usec = event_real_usec(agent->event);
-        unsigned pruned = 0;
         struct operation *o;
+        size_t pruned = 0;
         int r;
 
-        while (pruned++ < PRUNE_PER_TURN && (o = TAILQ_FIRST(&agent->done_list))) {
+        while (pruned++ < PRUNE_PER_TURN + put && (o = TAILQ_FIRST(&agent->done_list))) {
                 if (o->touched || o->committing || !agent_done_is_over(agent, o, real_usec))
                         return 0;
                 r = store_turn_delete(turn, o->id);
@@ -148,6 +148,7 @@ static int commit_prune(struct agent *agent, struct store_turn *turn) {
 static int commit_gather(struct agent *agent, struct store_turn *turn) {
         struct store_operation row;
         struct operation *o;
+        size_t put = 0;
         int r;
 
         TAILQ_FOREACH(o, &agent->touched, touched_link) {
@@ -157,10 +158,11 @@ static int commit_gather(struct agent *agent, struct store_turn *turn) {
                 r = store_turn_put(turn, &row);
                 if (r < 0)
                         return r;
+                put++;
         }
         if (agent->revision_next != agent->revision)
                 store_turn_set_revision(turn, agent->revision_next);
-        return commit_prune(agent, turn);
+        return commit_prune(agent, turn, put);
 }
 
 static void commit_retry_later(struct agent *agent, int result, const char *error) {

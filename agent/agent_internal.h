@@ -2,8 +2,8 @@
 #pragma once
 /*
  * What the files of the shell share: agent.c (the turn), agent_operation.c (one operation's value, events and
- * effects), agent_report.c (what a report says), agent_pace.c (one kill at a time per Worker), agent_load.c
- * (what a restart finds).
+ * effects), agent_leftovers.c (what an ended driver left behind), agent_report.c (what a report says), agent_pace.c
+ * (one kill at a time per Worker), agent_load.c (what a restart finds).
  */
 #include "agent.h"
 #include "cancel.h"
@@ -63,6 +63,8 @@ struct operation {
 
         struct event_source *timer;
         struct driver_hold *hold;
+        struct driver_hold *ended;     /* of the driver that has ended: it knows the descendants */
+        char *leftovers;               /* "123 (python3), 124 (sh)", as the last scan saw them; NULL: none */
         struct spark_request *status_request, *kill_request;
         struct worker *worker;         /* whose queue it waits in or whose slot it holds; NULL: neither */
         bool has_slot;
@@ -134,6 +136,11 @@ void operation_hold(struct operation *o);
 void operation_to_store(const struct operation *o, struct store_operation *ret);
 void operation_journal(const struct operation *o, enum journal_event event, const char *format, ...)
         __attribute__((format(printf, 3, 4)));
+
+/* agent_leftovers.c */
+void operation_look_for_leftovers(struct operation *o, struct cancel_event *event);
+void operation_signal_leftovers(struct operation *o, int signal_number, const char *name);
+void operation_tell_leftovers(const struct operation *o, const struct cancel_record *before);
 
 /* agent_report.c */
 int report_make(struct operation *o, bool final);

@@ -88,6 +88,8 @@ struct operation *operation_free(struct operation *o) {
         o->status_request = spark_request_free(o->status_request);
         o->kill_request = spark_request_free(o->kill_request);
         o->hold = driver_hold_free(o->hold);
+        o->ended = driver_hold_free(o->ended);
+        free(o->leftovers);
         o->timer = event_source_free(o->timer);
         free(o->raw);
         free(o->message);
@@ -145,7 +147,8 @@ void operation_to_store(const struct operation *o, struct store_operation *ret) 
 static int operation_on_exited(void *userdata) {
         struct operation *o = userdata;
 
-        o->hold = driver_hold_free(o->hold);
+        driver_hold_join(o->hold, TAKE(o->ended));
+        o->ended = TAKE(o->hold);
         operation_feed_simple(o, CANCEL_EVENT_EXITED);
         return 0;
 }
@@ -250,6 +253,8 @@ static void operation_kill(struct operation *o) {
                 operation_answer_kill_unsent(o);
                 return;
         }
+        if (o->hold)
+                driver_note_descendants(o->hold);
         metrics_add(METRICS_KILL_REQUESTS, NULL, 1);
         if (o->cancel.record.kill_requests == 1)
                 metrics_observe_usec(METRICS_KILL_SECONDS, base_usec_sub(now, o->cancel.record.received_usec));
@@ -310,6 +315,10 @@ void operation_do(struct operation *o, uint32_t act) {
                 operation_signal(o, CANCEL_ACT_TERM, SIGTERM, "SIGTERM");
         if (act & CANCEL_ACT_FORCE)
                 operation_signal(o, CANCEL_ACT_FORCE, SIGKILL, "SIGKILL");
+        if (act & CANCEL_ACT_TERM_LEFTOVERS)
+                operation_signal_leftovers(o, SIGTERM, "SIGTERM");
+        if (act & CANCEL_ACT_FORCE_LEFTOVERS)
+                operation_signal_leftovers(o, SIGKILL, "SIGKILL");
         if (act & CANCEL_ACT_KILL)
                 operation_kill(o);
 }
@@ -334,6 +343,8 @@ static bool operation_drop_deeds(struct operation *o, const struct cancel_record
         dropped = (o->act | o->act_committing) & stale;
         o->act &= ~stale;
         o->act_committing &= ~stale;
+        if ((dropped & CANCEL_ACT_KILL) && r->state == CANCEL_REPORT)
+                o->cancel.record.kill_requests--; /* the machine is past asking, and the report is about to be made */
         return (dropped & CANCEL_ACT_KILL) != 0;
 }
 
@@ -369,6 +380,7 @@ static void operation_tell(struct operation *o, const struct cancel_record *befo
                                   r->process.pid, o->job_id, base_usec_sub(now, r->received_usec) / USEC_PER_MSEC);
                 metrics_observe_usec(METRICS_DEATH_SECONDS, base_usec_sub(now, r->received_usec));
         }
+        operation_tell_leftovers(o, before);
         if (before->progress != r->progress && r->progress == CANCEL_NOT_ON_NODE)
                 operation_journal(o, JOURNAL_DRIVER_NOT_HERE, "no driver of job %s on this node; looking on until %s", o->job_id,
                                   "the operation is withdrawn or its deadline passes");
@@ -395,6 +407,8 @@ static void operation_shrink(struct operation *o) {
         o->status_request = spark_request_free(o->status_request);
         o->kill_request = spark_request_free(o->kill_request);
         o->hold = driver_hold_free(o->hold);
+        free(o->leftovers);
+        o->leftovers = NULL;
         o->done_real_usec = event_real_usec(o->agent->event);
         TAILQ_INSERT_TAIL(&o->agent->done_list, o, done_link);
         o->agent->done_count++;
@@ -410,6 +424,8 @@ static void operation_count(struct operation *o, enum cancel_state before) {
                 agent->open_count--;
         if (!cancel_counts_open(before) && cancel_counts_open(after))
                 agent->open_count++;
+        if (after == CANCEL_SEARCH || !cancel_counts_open(after))
+                o->ended = driver_hold_free(o->ended);
         if (after == CANCEL_DONE)
                 operation_shrink(o);
         agent_counts_changed(agent);
@@ -492,6 +508,8 @@ void operation_feed_scan(struct operation *o) {
         enum driver_match match = driver_match(o->agent->driver, o->job_id, &found);
         bool known = false;
 
+        if (r->state == CANCEL_SETTLE)
+                operation_look_for_leftovers(o, &event);
         if (r->process.pid > 0)
                 event.process_alive = driver_process_alive(o->agent->driver, r->process.pid, r->process.start_ticks);
         if (match == DRIVER_MATCH_ONE || match == DRIVER_MATCH_ORPHAN)

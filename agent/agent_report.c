@@ -142,6 +142,21 @@ static int message_of_kills(const struct cancel_record *r, struct buffer *out) {
         return 0;
 }
 
+/* All leftovers by name, as far as there is room; the journal names them, too. */
+static int message_of_leftovers(const struct operation *o, struct buffer *out) {
+        const struct cancel_record *r = &o->cancel.record;
+        const char *still = r->leftover_processes == 1 ? "process of the driver is" : "processes of the driver are";
+        int result = -ENOBUFS;
+
+        if (r->leftover_processes == 0)
+                return 0;
+        if (o->leftovers)
+                result = buffer_append_format(out, " %" PRId32 " %s left behind: %s.", r->leftover_processes, still, o->leftovers);
+        if (result == -ENOBUFS)
+                result = buffer_append_format(out, " %" PRId32 " %s left behind.", r->leftover_processes, still);
+        return result;
+}
+
 static int report_message(struct operation *o, bool final) {
         struct buffer text = BUFFER_INIT(REPORT_MESSAGE_MAX);
         const char *whole;
@@ -154,6 +169,8 @@ static int report_message(struct operation *o, bool final) {
                 r = message_of_kills(&o->cancel.record, &text);
         if (r == 0 && o->message && o->cancel.record.outcome != CANCEL_INVALID_COMMAND)
                 r = buffer_append_format(&text, " Before it: %s.", o->message);
+        if (r == 0)
+                r = message_of_leftovers(o, &text);
         whole = r < 0 ? NULL : buffer_text(&text);
         if (whole) {
                 free(o->message);
@@ -207,7 +224,7 @@ int report_make(struct operation *o, bool final) {
                         .ended_real_usec = r->ended_real_usec,
                         .modified_real_usec = event_real_usec(o->agent->event),
                         .kill_requests = r->kill_requests,
-                        .escalation = (int)r->escalation,
+                        .escalation = (int)base_max_u64(r->escalation, o->cancel.leftovers_signal),
                         .leftover_processes = r->leftover_processes,
                         .job_name = o->app_name[0] ? o->app_name : NULL,
                         .job_started_real_usec = o->started_real_usec,

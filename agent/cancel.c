@@ -21,6 +21,8 @@
 #define WORD_RETRY_MIN (10 * USEC_PER_MSEC)  /* the master learns of an exit some 10 ms after it (measured) */
 #define WORD_WAIT_USEC (1 * USEC_PER_SEC)    /* for Spark's word after an accepted kill */
 #define POLL_USEC (1 * USEC_PER_SEC)         /* a driver without a process: status and scan */
+#define LEFTOVERS_WAIT_USEC (2 * USEC_PER_SEC)   /* from the driver's end to the count of what it left behind */
+#define LEFTOVERS_LOOK_MIN (50 * USEC_PER_MSEC)  /* first look before that; each next one when the time has doubled */
 #define SCAN_GRACE_USEC (5 * USEC_PER_SEC)   /* past the deadline, for the last scan */
 
 static void set_state(struct cancel *c, struct cancel_update *u, enum cancel_state state) {
@@ -155,6 +157,7 @@ static void begin_kill(struct cancel *c, const struct cancel_event *e, struct ca
         c->attempts = c->unknown_answers = 0;
         c->refused_usec = 0;
         c->record.ended_usec = c->record.ended_real_usec = 0;
+        c->record.leftover_processes = 0;
         if (e->scan == CANCEL_SCAN_PROCESS)
                 hold_process(c, e, u);
         else
@@ -172,7 +175,12 @@ static void begin_settle(struct cancel *c, const struct cancel_now *now, struct 
         stop_timers(c);
         c->record.ended_usec = now->usec;
         c->record.ended_real_usec = now->real_usec;
-        c->scanned = c->asked = false;
+        c->record.leftover_processes = 0;
+        c->scanned = c->asked = c->leftovers_counted = false;
+        c->leftovers = 0;
+        c->leftovers_held = false;
+        c->leftovers_usec = base_usec_add(now->usec, LEFTOVERS_WAIT_USEC);
+        c->leftovers_signal = CANCEL_ESCALATION_NONE;
         c->attempts = c->unknown_answers = 0;
         c->unknown_usec = 0;
         set_state(c, u, CANCEL_SETTLE);
@@ -238,6 +246,51 @@ static bool may_come_back(const struct cancel *c, const struct cancel_config *co
         return c->record.supervised && !c->record.dry_run && now->usec < base_min_u64(until, c->record.deadline_usec);
 }
 
+/* ---- leftovers: descendants that outlive the driver. They hinder no outcome, but 2 s are waited for their own end -- */
+
+/* A scan of SETTLE says how many are alive. Most end a moment after the driver (a Python child whose pipe broke), so
+ * they are looked at early and often first. */
+static void note_leftovers(struct cancel *c, const struct cancel_event *e, const struct cancel_now *now,
+                           struct cancel_update *u) {
+        uint64_t since = base_usec_sub(now->usec, base_usec_sub(c->leftovers_usec, LEFTOVERS_WAIT_USEC));
+        int32_t count;
+
+        c->leftovers = c->record.dry_run ? 0 : e->leftovers;
+        c->leftovers_held = c->leftovers > 0 && e->leftovers_held;
+        c->leftovers_counted = c->leftovers == 0 || now->usec >= c->leftovers_usec;
+        if (!c->leftovers_counted) {
+                uint64_t next = now->usec + base_max_u64(since, LEFTOVERS_LOOK_MIN);
+
+                c->scan_usec = base_min_u64(c->scan_usec, base_min_u64(next, c->leftovers_usec));
+                return;
+        }
+        count = (int32_t)base_min_u64(c->leftovers, INT32_MAX);
+        if (c->record.leftover_processes != count) {
+                c->record.leftover_processes = count;
+                u->durable = true;
+        }
+}
+
+/* The next signal to those that stayed, where the operator allowed it: only after a cancel that ended the driver. What
+ * a job that ended by itself leaves behind may be meant to stay. */
+static bool signal_leftovers(struct cancel *c, const struct cancel_config *config, enum cancel_outcome outcome,
+                             const struct cancel_now *now, struct cancel_update *u) {
+        if (!c->leftovers_held || outcome != CANCEL_CANCELLED || c->leftovers_signal >= config->escalation)
+                return false;
+        u->act |= c->leftovers_signal == CANCEL_ESCALATION_NONE ? CANCEL_ACT_TERM_LEFTOVERS : CANCEL_ACT_FORCE_LEFTOVERS;
+        c->leftovers_signal++;
+        c->leftovers_counted = false;
+        c->leftovers_usec = base_usec_add(now->usec, LEFTOVERS_WAIT_USEC);
+        c->scan_usec = now->usec + LEFTOVERS_LOOK_MIN;
+        return true;
+}
+
+/* May the outcome be concluded, as far as the leftovers go? If not a scan is due that brings it on. */
+static bool leftovers_are_settled(struct cancel *c, const struct cancel_config *config, enum cancel_outcome outcome,
+                                  const struct cancel_now *now, struct cancel_update *u) {
+        return c->leftovers_counted && !signal_leftovers(c, config, outcome, now, u);
+}
+
 static void settle_poll(struct cancel *c, uint64_t interval, const struct cancel_now *now) {
         if (!c->asking)
                 c->ask_usec = now->usec + interval;
@@ -271,16 +324,21 @@ static void settle_evaluate(struct cancel *c, const struct cancel_config *config
                 return;
         }
         if (outcome != CANCEL_OUTCOME_NONE && (word_in || (we_ended_it(c) && waited))) {
-                conclude(c, u, outcome);
-                return;
+                if (leftovers_are_settled(c, config, outcome, now, u)) {
+                        conclude(c, u, outcome);
+                        return;
+                }
+                if (word_in)
+                        return;
         }
         settle_poll(c, backoff(c->attempts, WORD_RETRY_MIN), now);
         c->attempts++;
 }
 
-/* Until when a scan is waited for that had not come at the deadline. */
+/* Until when a scan is waited for that had not come at the deadline; the deadline may have passed while the command
+ * was on its way, or while this program did not run. */
 static uint64_t last_scan_usec(const struct cancel *c) {
-        return base_usec_add(base_max_u64(c->record.deadline_usec, c->record.received_usec), SCAN_GRACE_USEC);
+        return base_usec_add(base_max_u64(c->record.deadline_usec, c->since_usec), SCAN_GRACE_USEC);
 }
 
 static void deadline_passed(struct cancel *c, const struct cancel_now *now, struct cancel_update *u) {
@@ -308,6 +366,8 @@ static void deadline_passed(struct cancel *c, const struct cancel_now *now, stru
         case CANCEL_WAIT:
         case CANCEL_TERM:
         case CANCEL_FORCE:
+                if (c->unproved && now->usec < last_scan_usec(c))
+                        return; /* after a restart: it may have ended meanwhile */
                 if (is_hint(c))
                         finish(c, u, CANCEL_DONE); /* as in SEARCH */
                 else if (!r->master_answered)
@@ -390,7 +450,7 @@ static void on_restarted(struct cancel *c, const struct cancel_event *e, const s
                          struct cancel_update *u) {
         struct cancel_record record = c->record;
 
-        *c = (struct cancel){ .record = record };
+        *c = (struct cancel){ .record = record, .since_usec = now->usec };
         stop_timers(c);
         switch (record.state) {
         case CANCEL_SEARCH:
@@ -404,8 +464,10 @@ static void on_restarted(struct cancel *c, const struct cancel_event *e, const s
                         begin_settle(c, now, u); /* the machine was started anew: the process is gone */
                 else
                         ask_scan(c, u);
+                c->unproved = record.state == c->record.state;
                 return;
         case CANCEL_SETTLE:
+                c->leftovers_usec = base_usec_add(record.ended_usec, LEFTOVERS_WAIT_USEC);
                 ask_scan(c, u);
                 ask_status(c, u);
                 return;
@@ -492,7 +554,10 @@ static void scanned_in_kill(struct cancel *c, const struct cancel_config *config
                 hold_process(c, e, u);
                 u->durable = true;
         }
-        resume(c, config, now, u);
+        if (now->usec >= c->record.deadline_usec)
+                deadline_passed(c, now, u);
+        else
+                resume(c, config, now, u);
 }
 
 static bool same_process(const struct cancel_process *a, const struct cancel_process *b) {
@@ -512,6 +577,7 @@ static void scanned_in_settle(struct cancel *c, const struct cancel_config *conf
                 return;
         }
         c->scanned = true;
+        note_leftovers(c, e, now, u);
         settle_evaluate(c, config, now, u);
         if (c->record.state == CANCEL_SETTLE && now->usec >= c->record.deadline_usec)
                 deadline_passed(c, now, u);
@@ -519,6 +585,7 @@ static void scanned_in_settle(struct cancel *c, const struct cancel_config *conf
 
 static void on_scanned(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                        const struct cancel_now *now, struct cancel_update *u) {
+        c->unproved = false;
         switch (c->record.state) {
         case CANCEL_SEARCH:
                 scanned_in_search(c, config, e, now, u);
@@ -585,6 +652,8 @@ static bool note_refused(struct cancel *c, const struct cancel_config *config, c
                 return false;
         if (may_signal(c, config))
                 begin_term(c, config, now, u);
+        else if (c->record.state == CANCEL_SETTLE && c->scanned && !leftovers_are_settled(c, config, outcome_of_gone(c), now, u))
+                return false;
         else if (c->record.state == CANCEL_SETTLE && c->scanned && outcome_of_gone(c) != CANCEL_OUTCOME_NONE)
                 conclude(c, u, outcome_of_gone(c));
         else
@@ -865,9 +934,10 @@ static uint64_t next_wake(const struct cancel *c, const struct cancel_config *co
                 return USEC_NEVER;
         wake = base_min_u64(c->ask_usec, base_min_u64(c->scan_usec, c->retry_usec));
         wake = base_min_u64(wake, escalation_usec(c, config));
-        if (c->record.state == CANCEL_SETTLE && c->scanned && we_ended_it(c) && !c->record.supervised)
+        if (c->record.state == CANCEL_SETTLE && c->scanned && we_ended_it(c) && !c->record.supervised && c->leftovers == 0)
                 wake = base_min_u64(wake, base_usec_add(c->record.ended_usec, WORD_WAIT_USEC));
-        if ((c->record.state == CANCEL_SETTLE || c->record.state == CANCEL_SEARCH) && !c->scanned && now->usec >= deadline)
+        if (now->usec >= deadline && (c->unproved || ((c->record.state == CANCEL_SETTLE || c->record.state == CANCEL_SEARCH) &&
+                                                      !c->scanned)))
                 deadline = last_scan_usec(c);
         return base_min_u64(wake, deadline);
 }
@@ -883,7 +953,7 @@ void cancel_begin(struct cancel *cancel, const struct cancel_now *now, uint64_t 
         cancel->record.state = CANCEL_SEARCH;
         cancel->invalid = invalid;
         cancel->record.dry_run = dry_run;
-        cancel->record.received_usec = now->usec;
+        cancel->record.received_usec = cancel->since_usec = now->usec;
         cancel->record.received_real_usec = now->real_usec;
         cancel->record.deadline_usec = deadline_usec;
         cancel->record.deadline_real_usec = base_usec_add(now->real_usec, left);

@@ -12,7 +12,7 @@
  *   KILL     driver identified; Spark is asked to kill it
  *   WAIT     a kill was accepted; death not yet seen
  *   TERM, FORCE   local SIGTERM, SIGKILL, only where `escalation` allows
- *   SETTLE   the process is gone: last scan, Spark's final word
+ *   SETTLE   the process is gone: last scan, Spark's final word, leftovers
  *   REPORT   outcome fixed, stored, not yet acknowledged
  *   QUARANTINE    the control plane rejected the report
  *   DONE     kept for retention
@@ -71,7 +71,7 @@ struct cancel_record {
         char driver_id[DRIVER_ID_MAX + 1];      /* the driver found, "" while none is */
         struct cancel_process process;
         uint32_t kill_requests;                 /* requests sent, or allowed to be sent: counted before they go out */
-        int32_t leftover_processes;
+        int32_t leftover_processes;             /* descendants still there 2 s after the driver's end: a lower bound */
         uint64_t received_usec, received_real_usec;      /* both clocks: event clock (boot time), wall clock */
         uint64_t deadline_usec, deadline_real_usec;
         uint64_t killed_usec;                   /* last kill request, event clock; 0: none */
@@ -92,12 +92,19 @@ struct cancel {
         bool wants_slot;         /* waits for its turn at the worker */
         bool asking;             /* a status question is in flight */
         bool killing;            /* a kill request is in flight */
+        bool unproved;           /* after a restart, until the first scan: the stored process may be gone */
         bool scanned;            /* SEARCH: a scan was made; SETTLE: one since the process was gone found nothing */
         bool asked;              /* SETTLE: Spark was asked since the process was gone */
+        bool leftovers_counted;  /* SETTLE: the last scan came late enough to call what it saw left behind */
+        uint32_t leftovers;      /* SETTLE: descendants of the driver that the last scan saw alive */
+        bool leftovers_held;     /* SETTLE: some of them can be signalled */
+        uint64_t leftovers_usec; /* SETTLE: when they are counted */
+        enum cancel_escalation leftovers_signal; /* the strongest signal sent to them */
         uint32_t attempts;       /* status questions or kill rounds that failed in a row */
         uint32_t unknown_answers;/* "unknown id", counted at most once per kill_retry */
         uint64_t unknown_usec;   /* when the last was counted */
         uint64_t refused_usec;   /* first refusal of the present row of refusals; 0: none */
+        uint64_t since_usec;     /* of the command's arrival, or of the restart */
         uint64_t ask_usec;       /* next status question; USEC_NEVER: none */
         uint64_t scan_usec;      /* next scan; USEC_NEVER: none */
         uint64_t retry_usec;     /* next kill; USEC_NEVER: none */
@@ -156,6 +163,8 @@ struct cancel_event {
         bool process_alive;                 /* SCANNED: record.process (pid and start time) still exists */
         struct cancel_process process;      /* SCANNED, PROCESS */
         bool supervised;                    /* SCANNED, PROCESS */
+        uint32_t leftovers;                 /* SCANNED, in SETTLE: the ended driver's descendants that are alive */
+        bool leftovers_held;                /* SCANNED, in SETTLE: for some there is a pidfd */
         char driver_id[DRIVER_ID_MAX + 1];  /* SCANNED, PROCESS or DIRECTORY */
         enum cancel_answer answer;          /* STATUS, KILL_ANSWERED */
         uint32_t asked;                     /* KILL_ANSWERED: the masters that the request was handed to */
@@ -177,6 +186,8 @@ enum cancel_act { /* deeds: only after the update was stored */
         CANCEL_ACT_RESEND = 1 << 3,     /* send the last stored final report again, unchanged */
         CANCEL_ACT_TERM = 1 << 4,       /* SIGTERM through the held pidfd */
         CANCEL_ACT_FORCE = 1 << 5,      /* SIGKILL through the held pidfd */
+        CANCEL_ACT_TERM_LEFTOVERS = 1 << 6,  /* SIGTERM, SIGKILL to the ended driver's descendants, through pidfds that */
+        CANCEL_ACT_FORCE_LEFTOVERS = 1 << 7, /* were opened while it lived */
 };
 
 enum cancel_change { /* bookkeeping of the shell, done when the step returns */

@@ -41,7 +41,8 @@ static bool differs_durably(const struct cancel_record *a, const struct cancel_r
                a->accepted_usec != b->accepted_usec || a->ended_usec != b->ended_usec ||
                a->escalation != b->escalation || a->process.pid != b->process.pid ||
                a->process.start_ticks != b->process.start_ticks || strcmp(a->driver_id, b->driver_id) != 0 ||
-               a->master_answered != b->master_answered || a->answered_usec != b->answered_usec;
+               a->master_answered != b->master_answered || a->answered_usec != b->answered_usec ||
+               a->leftover_processes != b->leftover_processes;
 }
 
 static const char *check_outcome(const struct cancel_record *before, const struct cancel_record *after) {
@@ -71,6 +72,21 @@ static const char *check_cancelled(const struct cancel *before, const struct can
                 return "CANCELLED that neither Spark nor we brought about";
         if (r->dry_run)
                 return "CANCELLED in a dry run";
+        return NULL;
+}
+
+/* What is left behind is counted after the driver's end, and signalled only after a cancel, never in a dry run. */
+static const char *check_leftovers(const struct cancel *after, const struct cancel_update *update) {
+        const struct cancel_record *r = &after->record;
+
+        if (r->leftover_processes < 0 || (r->leftover_processes > 0 && (r->ended_usec == 0 || r->dry_run)))
+                return "leftovers of a driver that has not ended, or in a dry run";
+        if (r->outcome != CANCEL_OUTCOME_NONE || !(update->act & (CANCEL_ACT_TERM_LEFTOVERS | CANCEL_ACT_FORCE_LEFTOVERS)))
+                return NULL;
+        if (r->state != CANCEL_SETTLE || r->leftover_processes == 0 || r->dry_run)
+                return "a signal to leftovers that were not counted";
+        if (r->accepted_usec == 0 && r->word != CANCEL_WORD_KILLED && r->escalation == CANCEL_ESCALATION_NONE)
+                return "a signal to what a job left behind that was not cancelled";
         return NULL;
 }
 
@@ -104,6 +120,8 @@ const char *cancel_check(const struct cancel *before, const struct cancel *after
                 broken = check_cancelled(before, after);
         if (!broken)
                 broken = check_acts(before, after, update);
+        if (!broken)
+                broken = check_leftovers(after, update);
         if (broken)
                 return broken;
         if (!update->durable && differs_durably(&before->record, &after->record))

@@ -4,7 +4,7 @@
  *
  * The work is elsewhere: driver_argv.c and driver_stat.c read texts (pure), driver_proc.c reads one process's
  * files, driver_place.c checks paths, driver_scan.c makes the pass and the proof, driver_watch.c watches the work
- * directory, driver_hold.c keeps a proved process, driver_header.c reads what ended drivers left behind.
+ * directory, driver_hold.c keeps a proved process, driver_kin.c its descendants, driver_header.c reads what ended drivers left behind.
  *
  * The table is sorted by job id, best candidate first, so that a turn with 100,000 searching jobs costs as many
  * binary searches over a few hundred drivers and no hash to keep.
@@ -72,6 +72,9 @@ int driver_new(struct event *event, const struct driver_options *options, int (*
         if (!driver)
                 return -ENOMEM;
         driver->event = event;
+        r = driver_kin_init(driver);
+        if (r < 0)
+                return r;
         driver->proc_fd = options->proc_fd;
         driver->driver_uid = options->driver_uid;
         driver->ticks_per_second = ticks > 0 ? (uint64_t)ticks : 100;
@@ -94,8 +97,8 @@ struct driver *driver_free(struct driver *driver) {
         if (!driver)
                 return NULL;
         driver_watch_free(driver->watch);
-        free(driver->table.processes);
-        free(driver->table.mentions);
+        driver_kin_deinit(driver);
+        driver_table_deinit(&driver->table);
         buffer_deinit(&driver->argv_bytes);
         buffer_deinit(&driver->parent_bytes);
         free(driver->work_directory);

@@ -7,7 +7,7 @@
  * owner, DriverWrapper as main class, the FIRST -D<job_id_property>= before it, a Worker JVM of the same owner as
  * parent, and driver ids of argv, jar path and (where readable) cwd that agree; the jar's directory lies under
  * the work directory. One pass over /proc serves all who ask in a turn. A proved process is held by its pidfd:
- * its end is seen there, never by polling a pid. Directories come in as descriptors, so tests scan built trees.
+ * its end is seen there, never by polling a pid, and its descendants are noted while it lives. Directories come in as descriptors, so tests scan built trees.
  * A link-time seam: tests/sim has a fake of this header.
  */
 #include "base.h"
@@ -83,6 +83,33 @@ int driver_hold(struct driver *driver, const struct driver_found *found, int (*e
                 struct driver_hold **ret);
 struct driver_hold *driver_hold_free(struct driver_hold *hold);
 DEFINE_CLEANUP(struct driver_hold *, driver_hold_free)
+
+/* A process that outlived its driver. */
+struct driver_leftover {
+        int32_t pid;
+        bool held;     /* a noted descendant: driver_signal_leftovers() reaches it */
+        char comm[64]; /* /proc/PID/comm, escaped; "" when it can't be read. Chosen by the process */
+};
+
+/* driver_note_descendants() - note the processes that descend from the held driver: soon, some milliseconds from now and
+ * in one pass for all holds, so that a kill that has just been handed over leaves first. For the time right after a
+ * kill request: driver_hold() and each driver_scan() note those of the expected user without being asked. At most 256
+ * of a hold. */
+void driver_note_descendants(struct driver_hold *hold);
+
+/* driver_hold_join() - `hold` takes over what an `earlier` one (may be NULL), which is freed, has noted: one operation may
+ * see several drivers end. */
+void driver_hold_join(struct driver_hold *hold, struct driver_hold *earlier);
+
+/* driver_leftovers() - visit the processes that an ended driver has left behind, each once, and count them: noted
+ * descendants that are alive (of `hold`, NULL: nothing was noted), and processes of the expected user that the last scan
+ * saw work in the directory of `driver_id` and that are no drivers, where we have the right to see that. A lower bound. */
+uint32_t driver_leftovers(struct driver *driver, const struct driver_hold *hold, const char *driver_id,
+                          void (*visit)(const struct driver_leftover *leftover, void *userdata), void *userdata);
+
+/* driver_signal_leftovers() - SIGTERM or SIGKILL to the noted descendants that are alive, through their pidfds; never to
+ * one that is known by its working directory only. How many got it; -ESRCH: nobody is left; -EPERM; -errno. */
+int driver_signal_leftovers(struct driver_hold *hold, int signal_number);
 
 /* driver_signal() - SIGTERM or SIGKILL through the held pidfd. -ESRCH: it is gone; -EPERM; -errno. */
 int driver_signal(struct driver_hold *hold, int signal_number);

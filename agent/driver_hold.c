@@ -13,13 +13,6 @@
 #include <sys/epoll.h>
 #include <sys/syscall.h>
 
-struct driver_hold {
-        int pidfd;
-        struct event_source *source; /* NULL once the exit was seen */
-        int (*exited)(void *userdata);
-        void *userdata;
-};
-
 /* By number: glibc has the functions from 2.36 on, RHEL 9 has 2.34. */
 static int pidfd_open_raw(int32_t pid) {
         int fd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0U);
@@ -32,6 +25,7 @@ static int on_exit_seen(uint32_t epoll_events, void *userdata) {
 
         (void)epoll_events;
         hold->source = event_source_free(hold->source);
+        driver_kin_leave(hold);
         return hold->exited(hold->userdata); /* may free the hold */
 }
 
@@ -57,6 +51,7 @@ int driver_hold(struct driver *driver, const struct driver_found *found, int (*e
         hold = calloc(1, sizeof(*hold));
         if (!hold)
                 return -ENOMEM;
+        hold->pid = found->pid;
         hold->exited = exited;
         hold->userdata = userdata;
         hold->pidfd = pidfd_open_raw(found->pid);
@@ -70,6 +65,9 @@ int driver_hold(struct driver *driver, const struct driver_found *found, int (*e
         r = event_add_io(driver->event, "driver-exit", hold->pidfd, EPOLLIN, on_exit_seen, hold, &hold->source);
         if (r < 0)
                 return r;
+        hold->driver = driver;
+        TAILQ_INSERT_TAIL(&driver->holds, hold, link);
+        driver_kin_note(hold);
         *ret = TAKE(hold);
         return 0;
 }
@@ -77,6 +75,8 @@ int driver_hold(struct driver *driver, const struct driver_found *found, int (*e
 struct driver_hold *driver_hold_free(struct driver_hold *hold) {
         if (!hold)
                 return NULL;
+        driver_kin_leave(hold);
+        driver_kin_forget(hold);
         event_source_free(hold->source);
         if (hold->pidfd >= 0)
                 close(hold->pidfd);

@@ -2,12 +2,13 @@
 #pragma once
 /*
  * driver_internal: what the parts of the driver module share (driver.c, driver_scan.c, driver_prove.c,
- * driver_watch.c, driver_hold.c, driver_header.c); nobody else includes it
+ * driver_watch.c, driver_hold.c, driver_kin.c, driver_header.c); nobody else includes it
  */
 #include "driver.h"
 #include "driver_argv.h"
 #include "driver_stat.h"
 
+#include <sys/queue.h>
 #include <sys/types.h>
 
 #define DRIVER_PROCESSES_MAX 65536    /* driver processes of one scan */
@@ -31,6 +32,26 @@ struct driver_mention {
         char text[JOB_ID_MAX + 2]; /* what stands after "<property>=" */
 };
 
+/* A process's place in the tree. */
+struct driver_kin {
+        int32_t pid;
+        int32_t parent;
+        uint64_t start_ticks;
+};
+
+struct driver_kin_list {
+        struct driver_kin *entries; /* sorted by parent */
+        size_t count;
+        size_t allocated;
+};
+
+/* A process that is no driver and works in a driver's directory. */
+struct driver_dweller {
+        int32_t pid;
+        uint64_t start_ticks;
+        char driver_id[DRIVER_ID_MAX + 1];
+};
+
 /* The result of one scan. */
 struct driver_table {
         struct driver_process *processes; /* sorted by job id; within one, the one to act on first */
@@ -39,6 +60,28 @@ struct driver_table {
         struct driver_mention *mentions; /* in the order in which they were seen */
         size_t mention_count;
         uint32_t size; /* processes seen, of whatever user */
+        struct driver_kin_list kin; /* those of the expected user */
+        struct driver_dweller *dwellers; /* of them; found when first asked for */
+        size_t dweller_count;
+        bool dwellers_known;
+};
+
+/* A descendant of a held driver, proved while it lived. */
+struct driver_relative {
+        int pidfd;
+        int32_t pid;
+};
+
+struct driver_hold {
+        TAILQ_ENTRY(driver_hold) link; /* in driver->holds until the exit was seen */
+        struct driver *driver;         /* NULL: not there */
+        int pidfd;
+        int32_t pid;
+        struct event_source *source; /* NULL once the exit was seen */
+        int (*exited)(void *userdata);
+        void *userdata;
+        struct driver_relative *relatives; /* NULL: none yet */
+        size_t relative_count;
 };
 
 struct driver {
@@ -52,6 +95,9 @@ struct driver {
         struct buffer argv_bytes;   /* the cmdline that is looked at */
         struct buffer parent_bytes; /* its parent's */
         struct driver_watch *watch;
+        TAILQ_HEAD(, driver_hold) holds; /* of drivers that live */
+        struct event_source *note_timer;
+        bool noting;
         char work_status[128]; /* "": readable */
 };
 
@@ -71,6 +117,10 @@ struct driver_place {
 int driver_place_open(const struct driver *driver, struct driver_place *ret);
 int driver_place_look(struct driver *driver, struct driver_place *ret);
 void driver_place_close(struct driver_place *place);
+
+/* ---- driver_scan.c ---- */
+
+void driver_table_deinit(struct driver_table *table);
 
 /* ---- driver_proc.c: one process's files ---- */
 
@@ -94,6 +144,9 @@ int driver_proc_check_uids(int process_fd, uid_t uid);
  * there was more. -errno. */
 int driver_proc_read_argv(int process_fd, const struct driver_stat *stat, struct buffer *bytes, bool *ret_cut);
 
+/* driver_proc_read_comm() - the process's name, escaped; "" when it can't be read. */
+void driver_proc_read_comm(int proc_fd, int32_t pid, char *ret, size_t size);
+
 /* driver_proc_read_boot() - /proc/stat's boot time in microseconds of the wall clock; 0 when it can't be read. */
 uint64_t driver_proc_read_boot(int proc_fd, struct buffer *bytes);
 
@@ -107,6 +160,24 @@ const char *driver_place_find_id(const struct driver_place *place, const char *j
 /* driver_place_check_cwd() - NULL when the process's working directory is `driver_id`'s or can't be read, else the
  * reason. */
 const char *driver_place_check_cwd(int process_fd, const char *driver_id);
+
+/* ---- driver_kin.c: descendants ---- */
+
+int driver_kin_init(struct driver *driver);
+void driver_kin_deinit(struct driver *driver); /* holds may outlive the driver object */
+
+/* driver_kin_list_add() - what there is no memory for is left out: the list is a hint, and what follows from it is proved. */
+void driver_kin_list_add(struct driver_kin_list *list, const struct driver_stat *stat);
+void driver_kin_list_sort(struct driver_kin_list *list);
+void driver_kin_list_deinit(struct driver_kin_list *list);
+
+/* driver_kin_note() - note the descendants that the last scan saw. driver_kin_note_all() - of all holds. */
+void driver_kin_note(struct driver_hold *hold);
+void driver_kin_note_all(struct driver *driver);
+
+/* driver_kin_leave() - note no more: the driver has ended. driver_kin_forget() - let all that was noted go. */
+void driver_kin_leave(struct driver_hold *hold);
+void driver_kin_forget(struct driver_hold *hold);
 
 /* ---- driver_watch.c: inotify on the work directory ---- */
 

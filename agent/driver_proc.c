@@ -88,12 +88,23 @@ int driver_proc_read_stat(int process_fd, struct driver_stat *ret) {
 }
 
 int driver_proc_stat(int proc_fd, int32_t pid, struct driver_stat *ret) {
-        _cleanup_close_ int fd = -1;
-        char name[16];
+        char name[32], bytes[STATUS_MAX];
+        ssize_t size;
 
-        snprintf(name, sizeof(name), "%" PRId32, pid);
-        fd = openat(proc_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        return fd < 0 ? -errno : driver_proc_read_stat(fd, ret);
+        snprintf(name, sizeof(name), "%" PRId32 "/stat", pid);
+        size = read_small(proc_fd, name, bytes, sizeof(bytes));
+        return size < 0 ? (int)size : driver_stat_parse(bytes, (size_t)size, ret);
+}
+
+void driver_proc_read_comm(int proc_fd, int32_t pid, char *ret, size_t size) {
+        char name[32], bytes[64];
+        ssize_t have;
+
+        snprintf(name, sizeof(name), "%" PRId32 "/comm", pid);
+        have = read_small(proc_fd, name, bytes, sizeof(bytes));
+        if (have > 0 && bytes[have - 1] == '\n')
+                have--;
+        base_text_escape(ret, size, bytes, have > 0 ? (size_t)have : 0);
 }
 
 int driver_proc_check_uids(int process_fd, uid_t uid) {

@@ -50,15 +50,17 @@ struct candidate {
         struct driver_process process;
 };
 
-static void table_deinit(struct driver_table *table) {
+void driver_table_deinit(struct driver_table *table) {
         free(table->processes);
         free(table->mentions);
+        free(table->dwellers);
+        driver_kin_list_deinit(&table->kin);
         *table = (struct driver_table){0};
 }
 
 static void pass_deinit(struct pass *pass) {
         driver_place_close(&pass->place);
-        table_deinit(&pass->table);
+        driver_table_deinit(&pass->table);
 }
 
 static int table_add(struct driver_table *table, const struct driver_process *process) {
@@ -303,6 +305,7 @@ static int inspect_process(struct pass *pass, int32_t pid, int fd) {
                 return r;
         if (candidate.stat.pid != pid || !driver_stat_is_alive(&candidate.stat))
                 return 0;
+        driver_kin_list_add(&pass->table.kin, &candidate.stat);
         r = driver_proc_read_argv(fd, &candidate.stat, &driver->argv_bytes, &cut);
         if (r < 0)
                 return r;
@@ -478,8 +481,10 @@ int driver_scan(struct driver *driver) {
                 return r;
         sort_table(&pass.table);
         metrics_set(METRICS_SCAN_PROCESSES, NULL, (double)pass.table.size);
-        table_deinit(&driver->table);
+        driver_table_deinit(&driver->table);
         driver->table = pass.table;
         pass.table = (struct driver_table){0};
+        driver_kin_list_sort(&driver->table.kin);
+        driver_kin_note_all(driver);
         return 0;
 }

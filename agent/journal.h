@@ -23,6 +23,7 @@
         X(DRIVER_FOUND, "84bdf740b9d8479a9dd8d7b71613e00b", INFO)                                     \
         X(DRIVER_FOREIGN, "31ce23a1234742d7ac7e8a8c0261d931", WARNING)                                \
         X(DRIVER_GONE, "06785b3ec64144cfa3ce48f6c59ffbf2", INFO)                                      \
+        X(LEFTOVERS, "a76f0bdfd6b244c1a62ee9f6b448b44f", WARNING)                                     \
         X(DRIVER_SIGNALLED, "b11cfeae2c3c437596ab1e9b43a737e6", WARNING)                              \
         X(KILL_ACCEPTED, "ef138c491c8e4d649b8048a41aea4527", INFO)                                    \
         X(KILL_FAILED, "c42a742fe360415c9361ff112183e06f", WARNING)                                   \

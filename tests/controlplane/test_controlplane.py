@@ -820,7 +820,7 @@ def run(*arguments, code=0):
 def test_the_commands(tmp_path):
     state = str(tmp_path / "state.db")
     server = subprocess.Popen([str(HERE / "controlplane"), "--state", state, "--cluster", "c1", "--job", "j1:driver-1",
-                               "--deadline", "1s", "--deadline-grace", "100ms"], stdout=subprocess.PIPE, text=True)
+                               "--job", "j2", "--deadline-grace", "100ms"], stdout=subprocess.PIPE, text=True)
     try:
         word, _, address = server.stdout.readline().strip().rpartition(" ")
         assert word == "listening on"
@@ -832,9 +832,12 @@ def test_the_commands(tmp_path):
         assert not operation.get("done")
         late = run(*base, "--timeout", "100ms", "wait", operation["id"], code=4)
         assert "not done" in late.stderr
-        ended = run(*base, "cancel", "j1", "--wait", code=1)
-        assert json.loads(ended.stdout)["error"]["code"] == 4
-        assert [job["id"] for job in json.loads(run(*base, "list").stdout)["jobs"]] == ["j1"]
+        assert json.loads(run(*base, "cancel", "j1").stdout)["id"] == operation["id"]
+        assert json.loads(run(*base, "withdraw", operation["id"]).stdout)["error"]["code"] == 1
+        assert "withdrawn" in run(*base, "wait", operation["id"], code=1).stderr
+        ended = json.loads(run(*base, "cancel", "j2", "--deadline", "100ms", "--wait", code=1).stdout)
+        assert ended["error"]["code"] == 4
+        assert [job["id"] for job in json.loads(run(*base, "list").stdout)["jobs"]] == ["j2", "j1"]
         assert "cancel c9q" in run(*base, "log", "j1").stdout
         assert "NOT_FOUND" in run(*base, "get", "j9", code=1).stderr
         run("--endpoint", "nothing", "list", code=2)
@@ -842,7 +845,7 @@ def test_the_commands(tmp_path):
         shown = subprocess.run([str(HERE / "controlplane"), "operations", "--state", state, "--reports"], capture_output=True,
                                text=True, check=True, timeout=30)
         rows = [json.loads(line) for line in shown.stdout.splitlines()]
-        assert [row["operation"]["id"] for row in rows] == [operation["id"]] and rows[0]["reports"] == []
+        assert [row["operation"]["id"] for row in rows] == [operation["id"], ended["id"]] and rows[0]["reports"] == []
     finally:
         server.send_signal(signal.SIGTERM)
         assert server.wait(10) == 0

@@ -283,6 +283,83 @@ def test_lost_driver(node):
     assert node.final(operation).outcome == "DRIVER_LOST"
 
 
+# ---- what a driver leaves behind
+
+def spawn_child(node, driver, directory=None, **environment):
+    """A process that the driver started; it outlives the driver."""
+    return driver.process.spawn(["python3", "worker.py"], directory or node.work / driver.id, FAKEJVM_EOF="stay", **environment)
+
+
+def seconds_to_outcome(report):
+    """From the driver's end to the outcome, by the agent's own clock."""
+    return (usec(report.operation.modified_at) - usec(report.metadata.ended_at)) / 1e6
+
+
+def test_leftovers_are_counted_and_left(node):
+    """A child that outlives the driver does not hinder CANCELLED and is not signalled."""
+    node.start()
+    driver, other = node.run_job("j1"), node.run_job("j2")
+    child, others = spawn_child(node, driver, "/"), spawn_child(node, other)
+    operation = node.cancel("j1")
+    metadata = node.wait_cancelled(operation, driver)
+    assert metadata.leftover_processes == 1 and f"{child.pid} (java)" in metadata.message
+    assert metadata.escalation == agent_pb2.ESCALATION_NONE and 2 <= seconds_to_outcome(node.final(operation)) < 10
+    assert child.alive() and others.alive() and str(others.pid) not in metadata.message
+    node.agent.wait_log(f"left.* behind.*{child.pid}")
+
+
+def test_leftover_that_ends_is_none(node):
+    """Most end a moment after the driver: then the outcome does not wait for the whole two seconds."""
+    node.start()
+    driver = node.run_job("j1")
+    child = spawn_child(node, driver)
+    operation = node.cancel("j1")
+    node.agent.wait_log("driver is gone")
+    child.kill()
+    metadata = node.wait_cancelled(operation, driver)
+    assert metadata.leftover_processes == 0 and "left behind" not in metadata.message
+    assert seconds_to_outcome(node.final(operation)) < 1.9
+
+
+def test_without_leftover_nothing_is_waited_for(node):
+    node.start()
+    driver, other = node.run_job("j1"), node.run_job("j2")
+    spawn_child(node, other)
+    operation = node.cancel("j1")
+    node.wait_cancelled(operation, driver)
+    assert seconds_to_outcome(node.final(operation)) < 0.9
+
+
+def test_leftover_that_a_restarted_agent_has_not_noted(node):
+    """What works in the driver's directory is counted, what only was a child of it is not known any more."""
+    node.start(agent={"escalation": "kill"})
+    driver = node.run_job("j1", sigterm="ignore")
+    in_directory, elsewhere = spawn_child(node, driver), spawn_child(node, driver, "/")
+    operation = node.cancel("j1")
+    node.plane.wait_report(operation, "IN_PROGRESS")
+    node.agent.kill()
+    driver.wait_gone()
+    node.agent.start()
+    metadata = node.wait_cancelled(operation, driver)
+    assert metadata.leftover_processes == 1 and str(in_directory.pid) in metadata.message
+    assert metadata.escalation == agent_pb2.ESCALATION_NONE
+    assert in_directory.alive() and elsewhere.alive()  # a working directory proves nothing: no signal
+
+
+@pytest.mark.parametrize("escalation", ["term", "kill"])
+def test_leftovers_are_ended_where_escalation_allows(node, escalation):
+    node.start(agent={"escalation": escalation})
+    driver, other = node.run_job("j1"), node.run_job("j2")
+    child, deaf = spawn_child(node, driver), spawn_child(node, driver, FAKEJVM_SIGTERM="ignore")
+    others = spawn_child(node, other)
+    metadata = node.wait_cancelled(node.cancel("j1"), driver)
+    child.wait_gone()
+    assert deaf.alive() == (escalation == "term")
+    assert metadata.leftover_processes == (1 if escalation == "term" else 0)
+    assert metadata.escalation == (agent_pb2.ESCALATION_SIGTERM if escalation == "term" else agent_pb2.ESCALATION_SIGKILL)
+    assert other.alive() and others.alive()
+
+
 # ---- masters
 
 def test_first_master_is_standby(node):

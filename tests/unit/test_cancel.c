@@ -52,6 +52,10 @@ static void feed_scan_none(struct bench *b) {
         feed(b, &(struct cancel_event){ .type = CANCEL_EVENT_SCANNED });
 }
 
+static void feed_scan_leftovers(struct bench *b, uint32_t leftovers) {
+        feed(b, &(struct cancel_event){ .type = CANCEL_EVENT_SCANNED, .leftovers = leftovers, .leftovers_held = leftovers > 0 });
+}
+
 static void feed_scan_process(struct bench *b, int pid, const char *driver_id, bool supervised) {
         struct cancel_event event = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_PROCESS, .process_alive = true,
                                       .process = { pid, 7, (uint64_t)pid * 10, 70 }, .supervised = supervised };
@@ -576,6 +580,38 @@ static void test_restart_with_driver_gone(void **state) {
         assert_outcome(&b, ALREADY_DONE);
 }
 
+/* The deadline passed while the agent did not run: it looks once before it says how the cancel ended. */
+static void test_restart_past_the_deadline(void **state) {
+        struct bench b = begin_accepted();
+        (void)state;
+
+        b.now = START + 2000 * SEC;
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_RESTARTED, .same_boot = true });
+        feed_at(&b, b.now);
+        assert_state(&b, WAIT);
+        assert_true(b.update.wake_usec > b.now);
+        feed_scan_none(&b); /* its process is gone */
+        assert_state(&b, SETTLE);
+        feed_scan_none(&b);
+        assert_outcome(&b, CANCELLED);
+
+        b = begin_accepted();
+        b.now = START + 2000 * SEC;
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_RESTARTED, .same_boot = true });
+        feed_scan_process(&b, 100, "driver-1", false);
+        pass(&b, b.now);
+        assert_outcome(&b, DEADLINE_EXCEEDED);
+
+        b = begin(false, &config);
+        feed_scan_none(&b);
+        b.now = START + 2000 * SEC;
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_RESTARTED, .same_boot = true });
+        feed_at(&b, b.now);
+        assert_state(&b, SEARCH);
+        feed_scan_process(&b, 100, "driver-1", false);
+        assert_outcome(&b, DEADLINE_EXCEEDED);
+}
+
 static void test_reboot_means_gone(void **state) {
         struct bench b = begin_accepted();
         (void)state;
@@ -650,6 +686,192 @@ static void test_supervised_driver_comes_back(void **state) {
         assert_int_equal(b.cancel.record.process.pid, 101);
 }
 
+/* ---- leftovers ------------------------------------------------------------------------------------------------- */
+
+/* The driver is gone, Spark has said KILLED, and the first scan saw two of its descendants. */
+static struct bench begin_leftovers(const struct cancel_config *c) {
+        struct bench b = begin_accepted();
+
+        b.config = c;
+        exits(&b);
+        feed_scan_leftovers(&b, 2);
+        feed_status(&b, CANCEL_WORD_KILLED, true);
+        assert_state(&b, SETTLE);
+        assert_int_equal(b.cancel.record.leftover_processes, 0);
+        return b;
+}
+
+/* look_at_leftovers() - answer each scan that a timer asks for until `until`; the number of scans. */
+static unsigned look_at_leftovers(struct bench *b, uint32_t leftovers, uint64_t until) {
+        unsigned scans = 0;
+
+        while (b->cancel.record.state == CANCEL_SETTLE && b->update.wake_usec <= until) {
+                assert_true(b->update.wake_usec > b->now);
+                feed_at(b, b->update.wake_usec);
+                assert_true(b->update.ask & CANCEL_ASK_SCAN);
+                feed_scan_leftovers(b, leftovers);
+                scans++;
+        }
+        return scans;
+}
+
+static void test_leftovers_are_counted_after_two_seconds(void **state) {
+        struct bench b = begin_leftovers(&config);
+        uint64_t ended = b.now;
+        (void)state;
+
+        assert_in_range(look_at_leftovers(&b, 2, ended + 2 * SEC), 4, 8);
+        assert_outcome(&b, CANCELLED);
+        assert_int_equal(b.now, ended + 2 * SEC);
+        assert_int_equal(b.cancel.record.leftover_processes, 2);
+        assert_int_equal(b.cancel.record.escalation, CANCEL_ESCALATION_NONE);
+        assert_int_equal(b.update.act, CANCEL_ACT_REPORT); /* nobody is signalled */
+}
+
+static void test_leftovers_that_end_are_none(void **state) {
+        struct bench b = begin_leftovers(&config);
+        uint64_t ended = b.now;
+        (void)state;
+
+        look_at_leftovers(&b, 2, ended + 300 * USEC_PER_MSEC);
+        look_at_leftovers(&b, 0, ended + 2 * SEC);
+        assert_outcome(&b, CANCELLED);
+        assert_true(b.now < ended + SEC); /* not longer than it takes */
+        assert_int_equal(b.cancel.record.leftover_processes, 0);
+}
+
+static void test_leftovers_do_not_wait_for_a_word(void **state) {
+        struct bench b = begin_accepted();
+        uint64_t ended = b.now;
+        (void)state;
+
+        exits(&b);
+        feed_scan_leftovers(&b, 1);
+        for (int i = 0; i < 100 && b.cancel.record.state == CANCEL_SETTLE; i++) {
+                if (b.cancel.asking)
+                        feed_status_answer(&b, CANCEL_ANSWER_UNREACHABLE);
+                feed_at(&b, b.update.wake_usec);
+                if (b.update.ask & CANCEL_ASK_SCAN)
+                        feed_scan_leftovers(&b, 1);
+        }
+        assert_outcome(&b, CANCELLED);
+        assert_int_equal(b.now, ended + 2 * SEC);
+        assert_int_equal(b.cancel.record.leftover_processes, 1);
+}
+
+static void test_leftovers_of_a_job_that_ended_by_itself(void **state) {
+        struct cancel_config kill = config;
+        struct bench b = begin_found();
+        uint64_t ended = b.now;
+        (void)state;
+
+        kill.escalation = CANCEL_ESCALATION_SIGKILL;
+        b.config = &kill;
+        exits(&b);
+        feed_scan_leftovers(&b, 1);
+        feed_status(&b, CANCEL_WORD_FINISHED, true);
+        look_at_leftovers(&b, 1, ended + 2 * SEC);
+        assert_outcome(&b, ALREADY_DONE);
+        assert_int_equal(b.cancel.record.leftover_processes, 1);
+        assert_int_equal(b.update.act, CANCEL_ACT_REPORT); /* may be meant to stay: not signalled */
+
+        b = begin(true, &kill); /* a dry run neither counts nor waits */
+        feed_scan_process(&b, 100, "driver-1", false);
+        exits(&b);
+        feed_scan_leftovers(&b, 1);
+        feed_status(&b, CANCEL_WORD_FINISHED, true);
+        assert_outcome(&b, DRY_RUN);
+        assert_int_equal(b.cancel.record.leftover_processes, 0);
+}
+
+static void test_leftovers_at_the_deadline(void **state) {
+        struct bench b = begin_leftovers(&config);
+        (void)state;
+
+        b.cancel.record.deadline_usec = b.now + SEC;
+        feed_type(&b, CANCEL_EVENT_DUPLICATE); /* recompute the timer */
+        look_at_leftovers(&b, 2, b.now + 900 * USEC_PER_MSEC);
+        feed_at(&b, b.cancel.record.deadline_usec);
+        assert_outcome(&b, CANCELLED);
+        assert_int_equal(b.cancel.record.leftover_processes, 0); /* seen alive, but not 2 s after: a lower bound */
+}
+
+static void test_leftovers_after_a_restart(void **state) {
+        struct bench b = begin_leftovers(&config);
+        uint64_t ended = b.now;
+        (void)state;
+
+        b.now = ended + SEC;
+        restart(&b, true);
+        feed_scan_leftovers(&b, 1);
+        feed_status(&b, CANCEL_WORD_KILLED, true);
+        look_at_leftovers(&b, 1, ended + 2 * SEC);
+        assert_outcome(&b, CANCELLED);
+        assert_int_equal(b.now, ended + 2 * SEC);
+        assert_int_equal(b.cancel.record.leftover_processes, 1);
+}
+
+static void test_leftovers_are_signalled_where_allowed(void **state) {
+        struct cancel_config c = config;
+        struct bench b;
+        uint64_t ended;
+        (void)state;
+
+        c.escalation = CANCEL_ESCALATION_SIGTERM;
+        b = begin_leftovers(&c);
+        ended = b.now;
+        look_at_leftovers(&b, 2, ended + 2 * SEC);
+        assert_state(&b, SETTLE);
+        assert_int_equal(b.update.act, CANCEL_ACT_TERM_LEFTOVERS);
+        assert_true(b.update.durable); /* counted before they are signalled */
+        look_at_leftovers(&b, 1, ended + 4 * SEC);
+        assert_outcome(&b, CANCELLED);
+        assert_int_equal(b.now, ended + 4 * SEC);
+        assert_int_equal(b.cancel.record.leftover_processes, 1); /* counted after */
+        assert_int_equal(b.cancel.record.escalation, CANCEL_ESCALATION_NONE); /* the driver got no signal */
+        assert_int_equal(b.cancel.leftovers_signal, CANCEL_ESCALATION_SIGTERM);
+
+        b = begin_leftovers(&c); /* known by their working directory only: nobody to signal, nothing to wait for */
+        pass(&b, b.now + 2 * SEC);
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_SCANNED, .leftovers = 2 });
+        assert_outcome(&b, CANCELLED);
+        assert_int_equal(b.cancel.record.leftover_processes, 2);
+        assert_int_equal(b.cancel.leftovers_signal, CANCEL_ESCALATION_NONE);
+
+        c.escalation = CANCEL_ESCALATION_SIGKILL;
+        b = begin_leftovers(&c);
+        ended = b.now;
+        look_at_leftovers(&b, 2, ended + 2 * SEC);
+        assert_int_equal(b.update.act, CANCEL_ACT_TERM_LEFTOVERS);
+        look_at_leftovers(&b, 2, ended + 4 * SEC);
+        assert_int_equal(b.update.act, CANCEL_ACT_FORCE_LEFTOVERS);
+        look_at_leftovers(&b, 0, ended + 6 * SEC);
+        assert_outcome(&b, CANCELLED);
+        assert_true(b.now < ended + 5 * SEC);
+        assert_int_equal(b.cancel.record.leftover_processes, 0);
+}
+
+static void test_leftovers_and_a_driver_that_comes_back(void **state) {
+        struct bench b = begin(false, &config);
+        uint64_t ended;
+        (void)state;
+
+        feed_scan_process(&b, 100, "driver-1", true);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        exits(&b);
+        ended = b.now;
+        feed_scan_leftovers(&b, 1);
+        feed_status(&b, CANCEL_WORD_KILLED, true);
+        b.now = ended + 3 * SEC;
+        feed_scan_leftovers(&b, 1);
+        assert_int_equal(b.cancel.record.leftover_processes, 1);
+        feed_scan_process(&b, 101, "driver-1", true);
+        assert_state(&b, KILL);
+        assert_int_equal(b.cancel.record.leftover_processes, 0); /* counted again at its end */
+}
+
 /* ---- all reachable abstract states ----------------------------------------------------------------------------- */
 
 /* What the walk tells apart: everything but the clock; of times only whether they are set or due. */
@@ -662,14 +884,25 @@ static uint64_t fold_time(uint64_t at, uint64_t now) {
         return at == 0 ? 0 : at == USEC_NEVER ? 3 : at <= now ? 1 : 2;
 }
 
-static struct abstract abstract_of(const struct bench *b) {
+/* They steer nothing but SETTLE, and have a walk of their own. */
+static void abstract_leftovers(struct cancel *c, uint64_t now, bool settling) {
+        c->record.leftover_processes = settling && c->record.leftover_processes > 0;
+        c->leftovers = settling && c->leftovers > 0;
+        c->leftovers_held = settling && c->leftovers_held;
+        c->leftovers_counted = settling && c->leftovers_counted;
+        c->leftovers_usec = settling ? fold_time(c->leftovers_usec, now) : 0;
+        c->leftovers_signal = settling ? c->leftovers_signal : CANCEL_ESCALATION_NONE;
+}
+
+static struct abstract abstract_of(const struct bench *b, bool settling) {
         struct abstract a = { b->cancel, b->config->escalation };
         struct cancel_record *r = &a.cancel.record;
 
         r->accepted_usec = r->accepted_usec > 0;
         r->ended_usec = r->ended_usec == 0 ? 0 : b->now >= r->ended_usec + SEC ? 2 : 1;
         r->killed_usec = r->killed_usec == 0 ? 0 : b->now >= r->killed_usec + config.kill_retry_usec ? 2 : 1;
-        r->answered_usec = r->answered_usec > 0;
+        if (r->answered_usec > 0) /* whether a signal is what comes next */
+                r->answered_usec = r->answered_usec + config.escalate_after_usec <= a.cancel.retry_usec ? 2 : 1;
         r->deadline_usec = fold_time(r->deadline_usec, b->now);
         r->accepted_real_usec = r->ended_real_usec = r->received_usec = r->received_real_usec = r->deadline_real_usec = 0;
         r->kill_requests = (uint32_t)base_min_u64(r->kill_requests, 2);
@@ -686,9 +919,19 @@ static struct abstract abstract_of(const struct bench *b) {
         r->progress = CANCEL_OUTCOME_NONE;
         if (cancel_is_open(r->state) && r->state != CANCEL_REPORT)
                 r->withdrawn = false;
+        if (r->state != CANCEL_SEARCH && r->state != CANCEL_SETTLE)
+                a.cancel.scanned = a.cancel.asked = false;
+        if (r->state != CANCEL_SETTLE)
+                a.cancel.unknown_answers = 0;
+        if (r->state == CANCEL_TERM || r->state == CANCEL_FORCE || r->state == CANCEL_SEARCH)
+                r->killed_usec = 0;
+        if (b->config->escalation == CANCEL_ESCALATION_NONE)
+                r->answered_usec = 0;
+        abstract_leftovers(&a.cancel, b->now, settling);
         a.cancel.attempts = 0;
         a.cancel.unknown_answers = (uint32_t)base_min_u64(a.cancel.unknown_answers, 2);
         a.cancel.unknown_usec = 0;
+        a.cancel.since_usec = 0;
         a.cancel.refused_usec = a.cancel.refused_usec > 0;
         a.cancel.ask_usec = fold_time(a.cancel.ask_usec, b->now);
         a.cancel.scan_usec = fold_time(a.cancel.scan_usec, b->now);
@@ -706,6 +949,7 @@ static uint64_t hash_of(const struct abstract *a) {
 }
 
 #define WALK_MAX (1u << 20)
+#define SETTLING_STATES 60000 /* the walk with leftovers looks at so many */
 
 /* How many states the walk looks at: all of them in the plain build, a part under sanitizers, which are slow;
  * $WALK_STATES says otherwise (valgrind is slower still). */
@@ -722,14 +966,17 @@ struct walk {
         struct bench *queue;
         uint64_t *seen; /* open addressing, by hash */
         size_t head, count;
+        bool settling; /* within SETTLE only, with leftovers */
         unsigned pairs[CANCEL_STATE_MAX][CANCEL_EVENT_TYPE_MAX];
         unsigned moves[CANCEL_STATE_MAX][CANCEL_STATE_MAX];
 };
 
 static void walk_visit(struct walk *w, const struct bench *b) {
-        struct abstract a = abstract_of(b);
+        struct abstract a = abstract_of(b, w->settling);
         uint64_t hash = hash_of(&a);
 
+        if (w->settling && b->cancel.record.state != CANCEL_SETTLE)
+                return;
         for (size_t i = hash % (2 * WALK_MAX);; i = (i + 1) % (2 * WALK_MAX)) {
                 if (w->seen[i] == hash)
                         return;
@@ -738,7 +985,8 @@ static void walk_visit(struct walk *w, const struct bench *b) {
                         break;
                 }
         }
-        assert_true(w->count < WALK_MAX);
+        if (w->count == WALK_MAX)
+                fail_msg("more than %u abstract states: fold what does not steer", WALK_MAX);
         w->queue[w->count++] = *b;
 }
 
@@ -758,7 +1006,7 @@ static void walk_step(struct walk *w, const struct bench *from, const struct can
         walk_visit(w, &b);
 }
 
-/* Scans: none, the process that the record knows, another one (supervised or not), a directory. */
+/* Scans: none, the process that the record knows, another one (supervised or not), a directory; leftovers. */
 static void walk_scans(struct walk *w, const struct bench *b) {
         bool first = strcmp(b->cancel.record.driver_id, "driver-1") == 0;
 
@@ -777,6 +1025,11 @@ static void walk_scans(struct walk *w, const struct bench *b) {
                 if (event.scan != CANCEL_SCAN_NONE)
                         base_text_copy(event.driver_id, sizeof event.driver_id, first != another ? "driver-1" : "driver-2");
                 walk_step(w, b, &event);
+                event.leftovers = w->settling && event.scan == CANCEL_SCAN_NONE;
+                for (int held = 0; held < 2 && event.leftovers > 0; held++) {
+                        event.leftovers_held = held;
+                        walk_step(w, b, &event);
+                }
         }
 }
 
@@ -807,6 +1060,18 @@ static void walk_all(struct walk *w, const struct bench *b) {
         walk_answers(w, b);
 }
 
+static void walk_init(struct walk *w) {
+        w->queue = calloc(WALK_MAX, sizeof *w->queue);
+        w->seen = calloc(2 * WALK_MAX, sizeof *w->seen);
+        assert_non_null(w->queue);
+        assert_non_null(w->seen);
+}
+
+static void walk_deinit(struct walk *w) {
+        free(w->queue);
+        free(w->seen);
+}
+
 static void test_every_reachable_state(void **state) {
         struct cancel_config kill = config;
         struct walk w = { 0 };
@@ -815,10 +1080,7 @@ static void test_every_reachable_state(void **state) {
         (void)state;
 
         kill.escalation = CANCEL_ESCALATION_SIGKILL;
-        w.queue = calloc(WALK_MAX, sizeof *w.queue);
-        w.seen = calloc(2 * WALK_MAX, sizeof *w.seen);
-        assert_non_null(w.queue);
-        assert_non_null(w.seen);
+        walk_init(&w);
         for (int variant = 0; variant < 3; variant++) {
                 struct bench b = begin(variant == 1, variant == 2 ? &kill : &config);
                 walk_visit(&w, &b);
@@ -837,8 +1099,42 @@ static void test_every_reachable_state(void **state) {
                 }
         }
         print_message("%zu abstract states, %u (state, event) pairs, %u different moves\n", w.count, pairs, moves);
-        free(w.queue);
-        free(w.seen);
+        walk_deinit(&w);
+}
+
+/* From each way into SETTLE: all that leftovers can do there. What leaves SETTLE is checked and not followed. */
+static void test_every_state_with_leftovers(void **state) {
+        struct cancel_config term = config, kill = config;
+        const struct cancel_config *const configs[] = { &config, &term, &kill };
+        struct walk w = { .settling = true };
+        (void)state;
+
+        term.escalation = CANCEL_ESCALATION_SIGTERM;
+        kill.escalation = CANCEL_ESCALATION_SIGKILL;
+        walk_init(&w);
+        for (size_t i = 0; i < ARRAY_SIZE(configs); i++) {
+                struct bench starts[] = { begin_found(), begin_kill_sent(), begin_accepted(), begin(true, configs[i]) };
+
+                feed_scan_process(&starts[3], 100, "driver-1", false);
+                for (size_t k = 0; k < ARRAY_SIZE(starts); k++)
+                        for (int supervised = 0; supervised < 2; supervised++) {
+                                struct bench b = starts[k];
+
+                                b.config = configs[i];
+                                b.cancel.record.supervised = supervised;
+                                exits(&b);
+                                walk_visit(&w, &b);
+                        }
+        }
+        while (w.head < w.count && w.head < base_min_u64(walk_states(), SETTLING_STATES)) {
+                struct bench b = w.queue[w.head++];
+                walk_all(&w, &b);
+        }
+        for (int to = CANCEL_KILL; to <= CANCEL_REPORT; to++)
+                if (to != CANCEL_SETTLE && cancel_transition_allowed(CANCEL_SETTLE, to) && w.head == w.count)
+                        assert_int_not_equal(w.moves[CANCEL_SETTLE][to], 0);
+        print_message("%zu abstract states of SETTLE with leftovers\n", w.count);
+        walk_deinit(&w);
 }
 
 /* ---- random walks with a clock: every operation ends by its deadline plus a bound ------------------------------ */
@@ -856,6 +1152,8 @@ static struct cancel_event random_event(uint64_t *seed) {
         event.here = base_random_next(seed) & 1;
         event.elsewhere = !event.here && (base_random_next(seed) & 1);
         event.accepted = base_random_next(seed) & 1;
+        event.leftovers_held = base_random_next(seed) & 1;
+        event.leftovers = (uint32_t)(base_random_next(seed) % 3);
         event.asked = (uint32_t)(base_random_next(seed) % 3);
         if (event.scan != CANCEL_SCAN_NONE)
                 base_text_copy(event.driver_id, sizeof event.driver_id, event.process.pid == 100 ? "driver-1" : "driver-2");
@@ -877,11 +1175,13 @@ static bool is_forgotten(const struct cancel *c, bool scanning) {
 static void test_random_walks(void **state) {
         const char *given = getenv("SEED");
         uint64_t seed = given ? strtoull(given, NULL, 0) : base_random_u64(), first = seed;
+        struct cancel_config force = config;
         (void)state;
 
+        force.escalation = CANCEL_ESCALATION_SIGKILL;
         print_message("SEED=%" PRIu64 "\n", first);
         for (int round = 0; round < 3000; round++) {
-                struct bench b = begin(base_random_next(&seed) % 8 == 0, &config);
+                struct bench b = begin(base_random_next(&seed) % 8 == 0, base_random_next(&seed) % 2 ? &config : &force);
                 bool scanning = true;
                 for (int i = 0; i < 60; i++) {
                         struct cancel_event event = random_event(&seed);
@@ -899,7 +1199,7 @@ static void test_random_walks(void **state) {
                         feed_at(&b, base_max_u64(b.now, b.update.wake_usec));
                 if (cancel_counts_open(b.cancel.record.state))
                         fail_msg("SEED=%" PRIu64 ", round %d: still %s", first, round, cancel_state_to_text(b.cancel.record.state));
-                assert_true(b.now <= b.cancel.record.deadline_usec + 10 * SEC);
+                assert_true(b.now <= base_max_u64(b.cancel.record.deadline_usec, b.cancel.since_usec) + 10 * SEC);
         }
 }
 
@@ -931,11 +1231,21 @@ int main(void) {
                 cmocka_unit_test(test_invalid_command),
                 cmocka_unit_test(test_restart_with_driver_alive),
                 cmocka_unit_test(test_restart_with_driver_gone),
+                cmocka_unit_test(test_restart_past_the_deadline),
                 cmocka_unit_test(test_reboot_means_gone),
                 cmocka_unit_test(test_escalation),
                 cmocka_unit_test(test_escalation_counts_for_each_process),
                 cmocka_unit_test(test_supervised_driver_comes_back),
+                cmocka_unit_test(test_leftovers_are_counted_after_two_seconds),
+                cmocka_unit_test(test_leftovers_that_end_are_none),
+                cmocka_unit_test(test_leftovers_do_not_wait_for_a_word),
+                cmocka_unit_test(test_leftovers_of_a_job_that_ended_by_itself),
+                cmocka_unit_test(test_leftovers_at_the_deadline),
+                cmocka_unit_test(test_leftovers_after_a_restart),
+                cmocka_unit_test(test_leftovers_are_signalled_where_allowed),
+                cmocka_unit_test(test_leftovers_and_a_driver_that_comes_back),
                 cmocka_unit_test(test_every_reachable_state),
+                cmocka_unit_test(test_every_state_with_leftovers),
                 cmocka_unit_test(test_random_walks),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
