@@ -359,8 +359,8 @@ static bool operation_drop_deeds(struct operation *o, const struct cancel_record
                 o->cancel.record.escalation = CANCEL_ESCALATION_SIGTERM;
         o->act &= ~stale;
         o->act_committing &= ~stale;
-        if ((dropped & CANCEL_ACT_KILL) && r->state == CANCEL_REPORT)
-                o->cancel.record.kill_requests--; /* the machine is past asking, and the report is about to be made */
+        if ((dropped & CANCEL_ACT_KILL) && (r->state == CANCEL_REPORT || !o->cancel.killing))
+                o->cancel.record.kill_requests--; /* the machine takes no answer to it any more: it was not sent */
         return (dropped & CANCEL_ACT_KILL) != 0;
 }
 

@@ -442,8 +442,8 @@ static void on_withdrawn(struct cancel *c, struct cancel_update *u) {
                 return;
         c->record.withdrawn = true;
         u->durable = true;
-        if (c->record.state == CANCEL_SEARCH ||
-            ((c->record.state == CANCEL_KILL || c->record.state == CANCEL_SETTLE) && kills_sent(c) == 0 && !we_ended_it(c)))
+        if (c->record.state == CANCEL_SEARCH || (c->record.state == CANCEL_KILL && kills_sent(c) == 0) ||
+            (c->record.state == CANCEL_SETTLE && kills_sent(c) == 0 && !we_ended_it(c)))
                 finish(c, u, CANCEL_DONE);
 }
 

@@ -667,6 +667,28 @@ static void test_escalation_counts_for_each_process(void **state) {
         assert_state(&b, KILL);
 }
 
+/* Our signal ended the first driver and another one is found: withdrawn now, no kill request is made for it. */
+static void test_withdrawn_after_a_signal(void **state) {
+        struct cancel_config term = config;
+        struct bench b = begin_found();
+        (void)state;
+
+        term.escalation = CANCEL_ESCALATION_SIGTERM;
+        b.config = &term;
+        feed_status_answer(&b, CANCEL_ANSWER_UNREACHABLE);
+        for (int i = 0; i < 200 && b.cancel.record.state != CANCEL_TERM; i++) {
+                feed_at(&b, b.update.wake_usec);
+                if (b.cancel.asking)
+                        feed_status_answer(&b, CANCEL_ANSWER_UNREACHABLE);
+        }
+        assert_state(&b, TERM);
+        exits(&b);
+        feed_scan_process(&b, 200, "driver-2", true);
+        assert_state(&b, KILL);
+        feed_type(&b, CANCEL_EVENT_WITHDRAWN);
+        assert_state(&b, DONE);
+}
+
 static void test_supervised_driver_comes_back(void **state) {
         struct bench b = begin(false, &config);
         (void)state;
@@ -1235,6 +1257,7 @@ int main(void) {
                 cmocka_unit_test(test_reboot_means_gone),
                 cmocka_unit_test(test_escalation),
                 cmocka_unit_test(test_escalation_counts_for_each_process),
+                cmocka_unit_test(test_withdrawn_after_a_signal),
                 cmocka_unit_test(test_supervised_driver_comes_back),
                 cmocka_unit_test(test_leftovers_are_counted_after_two_seconds),
                 cmocka_unit_test(test_leftovers_that_end_are_none),
