@@ -149,7 +149,6 @@ int report_make(struct operation *o, bool final);
 void pace_want(struct operation *o);
 void pace_release(struct operation *o);
 void pace_adopt(struct operation *o); /* after a restart: a stored kill that has not ended holds its slot */
-void pace_adopted(struct agent *agent); /* when all were adopted */
 void pace_grant(struct agent *agent);
 void pace_deinit(struct agent *agent);
 

@@ -129,6 +129,5 @@ int agent_load(struct agent *agent) {
         }
         TAILQ_FOREACH_SAFE_(o, &agent->all, all_link, next)
                 load_restart(o);
-        pace_adopted(agent);
         return 0;
 }

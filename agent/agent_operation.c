@@ -250,6 +250,7 @@ static void operation_kill(struct operation *o) {
         int r;
 
         o->kill_request = spark_request_free(o->kill_request);
+        o->cancel.record.killed_usec = now; /* the commit before it may have taken long */
         r = spark_kill(o->agent->spark, o->cancel.record.driver_id, operation_on_killed, o, &o->kill_request);
         if (r < 0) {
                 operation_answer_kill_unsent(o);
@@ -263,13 +264,21 @@ static void operation_kill(struct operation *o) {
                 metrics_observe_usec(METRICS_KILL_SECONDS, base_usec_sub(now, o->cancel.record.received_usec));
 }
 
-/* A process that cannot be held yet (no descriptor left) is signalled when it is: `act` waits for that. */
+/* What the process did not get, because it had ended, did not end it. */
 static void operation_signal(struct operation *o, uint32_t act, int signal_number, const char *name) {
-        int r = o->hold ? driver_signal(o->hold, signal_number) : -ESRCH;
+        struct cancel_record *record = &o->cancel.record;
+        int r;
 
-        if (!o->hold && o->wants_hold) {
+        if (!o->hold && o->wants_hold) { /* there was no descriptor for it: with the next try */
                 o->act |= act;
+                agent_keep_touched(o);
                 return;
+        }
+        r = o->hold ? driver_signal(o->hold, signal_number) : -ESRCH;
+        if (r < 0) {
+                record->escalation = act == CANCEL_ACT_FORCE ? CANCEL_ESCALATION_SIGTERM : CANCEL_ESCALATION_NONE;
+                o->dirty = true;
+                agent_touch(o);
         }
         operation_journal(o, JOURNAL_DRIVER_SIGNALLED, "%s to driver process %" PRId32 " of job %s: %s", name,
                           o->cancel.record.process.pid, o->job_id, r < 0 ? strerror(-r) : "sent");
@@ -344,8 +353,14 @@ static bool operation_drop_deeds(struct operation *o, const struct cancel_record
         if (other || r->state != CANCEL_FORCE)
                 stale |= CANCEL_ACT_FORCE;
         dropped = (o->act | o->act_committing) & stale;
+        if ((dropped & CANCEL_ACT_TERM) && r->state != CANCEL_FORCE)
+                o->cancel.record.escalation = CANCEL_ESCALATION_NONE;
+        else if (dropped & CANCEL_ACT_FORCE)
+                o->cancel.record.escalation = CANCEL_ESCALATION_SIGTERM;
         o->act &= ~stale;
         o->act_committing &= ~stale;
+        if ((dropped & CANCEL_ACT_KILL) && r->state == CANCEL_REPORT)
+                o->cancel.record.kill_requests--; /* the machine is past asking, and the report is about to be made */
         return (dropped & CANCEL_ACT_KILL) != 0;
 }
 

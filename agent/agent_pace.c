@@ -6,7 +6,7 @@
  * deaf drivers makes the master give the whole Worker up, and healthy bystanders die. So at most kills_per_worker
  * are outstanding at one Worker process (pid and start time); the next one goes out when the last one's death is
  * proved or its kill_retry is over, and after a slow one the Worker gets room for its heartbeats. It costs nothing,
- * since the Worker is serial anyway, and lets us choose the order: the nearest deadline first.
+ * since the Worker is serial anyway, and lets us choose the order.
  */
 #include "agent_internal.h"
 
@@ -64,7 +64,7 @@ void pace_release(struct operation *o) {
         if (o->has_slot) {
                 worker->outstanding--;
                 if (o->cancel.record.killed_usec > 0 && base_usec_sub(now, o->cancel.record.killed_usec) > SLOW_KILL_USEC)
-                        worker->free_usec = now + o->agent->config->worker_heartbeat_usec;
+                        worker->free_usec = base_max_u64(worker->free_usec, now + o->agent->config->worker_heartbeat_usec);
         } else {
                 TAILQ_REMOVE(&worker->waiting, o, slot_link);
         }
@@ -84,42 +84,38 @@ void pace_adopt(struct operation *o) {
         worker->outstanding++;
 }
 
-/* A kill that was counted may have been sent or not; by pacing at most kills_per_worker of them were. One alone is
- * repeated at once, which is harmless. Of several nobody knows which it was: none goes out before that one is over. */
-void pace_adopted(struct agent *agent) {
-        uint64_t until = event_now_usec(agent->event) + agent->config->kill_retry_usec;
-        struct worker *worker;
-        struct operation *o;
-
-        TAILQ_FOREACH(o, &agent->all, all_link) {
-                worker = o->worker;
-                if (!o->has_slot || o->cancel.record.state != CANCEL_KILL)
-                        continue;
-                if (worker->outstanding <= agent->config->kills_per_worker && worker->free_usec < until)
-                        continue;
-                worker->outstanding--;
-                worker->free_usec = until;
-                o->worker = NULL;
-                o->has_slot = false;
-        }
-        TAILQ_FOREACH(worker, &agent->workers, link)
-                if (worker->outstanding >= agent->config->kills_per_worker)
-                        worker->free_usec = 0; /* kills that were accepted held all slots: no other was sent */
+/* Who was never tried goes first, the nearest deadline before others; then who was tried longest ago: a driver that
+ * cannot be killed must not keep the others from their turn. */
+static bool goes_before(const struct cancel_record *a, const struct cancel_record *b) {
+        if (a->killed_usec != b->killed_usec)
+                return a->killed_usec < b->killed_usec;
+        return a->deadline_usec < b->deadline_usec;
 }
 
 static struct operation *worker_next(struct worker *worker) {
-        struct operation *o, *nearest = NULL;
+        struct operation *o, *first = NULL;
 
         TAILQ_FOREACH(o, &worker->waiting, slot_link)
-                if (!nearest || o->cancel.record.deadline_usec < nearest->cancel.record.deadline_usec)
-                        nearest = o;
-        return nearest;
+                if (!first || goes_before(&o->cancel.record, &first->cancel.record))
+                        first = o;
+        return first;
+}
+
+/* A driver without a process may be any Worker's: its kill counts at all of them. */
+static uint64_t worker_outstanding(const struct agent *agent, const struct worker *worker) {
+        const struct worker *other;
+        uint64_t sum = 0;
+
+        TAILQ_FOREACH(other, &agent->workers, link)
+                if (other == worker || other->pid == 0 || worker->pid == 0)
+                        sum += other->outstanding;
+        return sum;
 }
 
 static void worker_grant(struct agent *agent, struct worker *worker) {
         struct operation *o;
 
-        while (worker->outstanding < agent->config->kills_per_worker && (o = worker_next(worker))) {
+        while (worker_outstanding(agent, worker) < agent->config->kills_per_worker && (o = worker_next(worker))) {
                 TAILQ_REMOVE(&worker->waiting, o, slot_link);
                 o->has_slot = true;
                 worker->outstanding++;

@@ -308,8 +308,9 @@ static void settle_evaluate(struct cancel *c, const struct cancel_config *config
         if (c->killing && !we_ended_it(c))
                 return; /* the answer to our kill is on its way, and it decides who ended the driver */
         if (may_come_back(c, config, now)) {
-                if (c->record.word == CANCEL_WORD_RUNNING && waited) { /* in Spark's back-off: kill the id again */
-                        c->record.process = (struct cancel_process){ 0 };
+                if (c->asked && c->record.word == CANCEL_WORD_RUNNING && waited) { /* in Spark's back-off: kill the id again */
+                        c->record.process.pid = 0; /* it still has its Worker, and its turn there */
+                        c->record.process.start_ticks = 0;
                         set_state(c, u, CANCEL_KILL);
                         plan_kill(c, u);
                         want_slot(c, u);
@@ -534,6 +535,10 @@ static void scanned_in_search(struct cancel *c, const struct cancel_config *conf
         c->scan_usec = (now->usec / config->search_interval_usec + 1) * config->search_interval_usec;
 }
 
+static bool same_worker(const struct cancel_process *a, const struct cancel_process *b) {
+        return a->worker_pid == b->worker_pid && a->worker_start_ticks == b->worker_start_ticks;
+}
+
 /* KILL, WAIT, TERM, FORCE: prove the stored process anew, or meet the process of a driver known by its directory. */
 static void scanned_in_kill(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                             const struct cancel_now *now, struct cancel_update *u) {
@@ -551,6 +556,8 @@ static void scanned_in_kill(struct cancel *c, const struct cancel_config *config
                 begin_kill(c, e, u);
                 return;
         } else if (e->scan == CANCEL_SCAN_PROCESS) {
+                if (c->wants_slot && !same_worker(&c->record.process, &e->process))
+                        release_slot(c, u); /* its turn is at the Worker of this process */
                 hold_process(c, e, u);
                 u->durable = true;
         }
@@ -613,13 +620,10 @@ static void on_exited(struct cancel *c, const struct cancel_now *now, struct can
         begin_settle(c, now, u);
 }
 
-static void note_master(struct cancel *c, struct cancel_update *u) {
+static void note_master(struct cancel *c) {
         c->attempts = 0;
         c->refused_usec = 0;
-        if (!c->record.master_answered) {
-                c->record.master_answered = true;
-                u->durable = true;
-        }
+        c->record.master_answered = true; /* stored with what comes next: a flush of its own would hold up the kill */
 }
 
 /* Spark's word. A final one is not overwritten by "unknown id": the master may have trimmed its list. */
@@ -707,7 +711,7 @@ static void status_in_wait(struct cancel *c, const struct cancel_event *e, const
 
 static void status_known(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                          const struct cancel_now *now, struct cancel_update *u) {
-        note_master(c, u);
+        note_master(c);
         note_word(c, e->word);
         c->unknown_answers = 0;
         switch (c->record.state) {
@@ -734,7 +738,7 @@ static void status_known(struct cancel *c, const struct cancel_config *config, c
 
 static void status_unknown(struct cancel *c, const struct cancel_config *config, const struct cancel_now *now,
                            struct cancel_update *u) {
-        note_master(c, u);
+        note_master(c);
         note_unknown(c, config, now);
         if (c->record.state == CANCEL_SETTLE) {
                 c->asked = true;
@@ -755,8 +759,11 @@ static void on_status(struct cancel *c, const struct cancel_config *config, cons
         if (!is_working(c->record.state) || !c->asking)
                 return;
         c->asking = false;
-        if (c->record.state == CANCEL_TERM || c->record.state == CANCEL_FORCE)
+        if (c->record.state == CANCEL_TERM || c->record.state == CANCEL_FORCE) {
+                if (e->answer == CANCEL_ANSWER_ACCEPTED || e->answer == CANCEL_ANSWER_UNKNOWN_ID)
+                        note_master(c);
                 return; /* past asking: the pidfd or the deadline ends these */
+        }
         switch (e->answer) {
         case CANCEL_ANSWER_ACCEPTED:
                 status_known(c, config, e, now, u);
@@ -787,7 +794,7 @@ static void on_status(struct cancel *c, const struct cancel_config *config, cons
 
 static void kill_accepted(struct cancel *c, const struct cancel_config *config, const struct cancel_now *now,
                           struct cancel_update *u) {
-        note_master(c, u);
+        note_master(c);
         if (c->record.accepted_usec == 0) {
                 c->record.accepted_usec = now->usec;
                 c->record.accepted_real_usec = now->real_usec;
@@ -808,7 +815,7 @@ static void kill_accepted(struct cancel *c, const struct cancel_config *config, 
 /* "already finished or does not exist" proves nothing while the process lives: scan, ask, and kill again later. */
 static void kill_unknown(struct cancel *c, const struct cancel_config *config, const struct cancel_now *now,
                          struct cancel_update *u) {
-        note_master(c, u);
+        note_master(c);
         if (c->record.state == CANCEL_SETTLE)
                 settle_evaluate(c, config, now, u);
         if (c->record.state != CANCEL_KILL)
@@ -907,8 +914,11 @@ static void on_timer(struct cancel *c, const struct cancel_config *config, const
         }
         if (now->usec >= c->scan_usec)
                 ask_scan(c, u);
-        if (now->usec >= c->ask_usec)
+        if (now->usec >= c->ask_usec) {
+                if (c->record.state == CANCEL_KILL && !has_process(c))
+                        ask_scan(c, u); /* it may be starting, or run under another id */
                 ask_status(c, u);
+        }
         if (c->record.state == CANCEL_SETTLE)
                 settle_evaluate(c, config, now, u);
 }

@@ -34,14 +34,15 @@ static bool is_before_report(enum cancel_state state) {
         return state != CANCEL_REPORT && state != CANCEL_QUARANTINE && state != CANCEL_DONE;
 }
 
-/* A difference that a crash must not lose. Spark's word and the time of the last kill follow with the next commit. */
+/* A difference that a crash must not lose. Spark's word, that a master answered
+ * and the time of the last kill follow with the next commit. */
 static bool differs_durably(const struct cancel_record *a, const struct cancel_record *b) {
         return a->state != b->state || a->outcome != b->outcome || a->withdrawn != b->withdrawn ||
                a->progress != b->progress || a->kill_requests != b->kill_requests ||
                a->accepted_usec != b->accepted_usec || a->ended_usec != b->ended_usec ||
                a->escalation != b->escalation || a->process.pid != b->process.pid ||
                a->process.start_ticks != b->process.start_ticks || strcmp(a->driver_id, b->driver_id) != 0 ||
-               a->master_answered != b->master_answered || a->answered_usec != b->answered_usec ||
+               a->answered_usec != b->answered_usec ||
                a->leftover_processes != b->leftover_processes;
 }
 

@@ -81,7 +81,9 @@ struct sim_process {
         unsigned job;
         bool supervised;
         char claimed_id[SIM_ID_MAX];
-        int signal_sent;        /* by the agent, the last one */
+        unsigned leftovers;     /* children that it leaves behind when it ends, until: */
+        uint64_t leftovers_until;
+        bool leftovers_deaf;
         uint64_t boot;          /* in which it ran */
 };
 
@@ -319,6 +321,7 @@ struct sim_row {
         char state[16], outcome[24], escalation[12];
         int64_t kill_requests, report_sequence;
         bool withdrawn, master_answered, accepted;
+        uint64_t killed_usec;
         const void *report; /* valid until the next call */
         size_t report_size;
 };
@@ -337,6 +340,7 @@ void sim_check_kill(struct operation *o, const char *driver_id);
 void sim_check_kill_answer(struct operation *o, enum spark_answer answer, uint32_t asked);
 void sim_check_status_answer(struct operation *o, const char *driver_id, const struct spark_result *result);
 void sim_check_signal(struct operation *o, struct sim_process *process, int signal_number);
+void sim_check_leftover_signal(const struct operation *o, const struct sim_process *process, int signal_number);
 void sim_check_report(const char *operation_id, int64_t sequence, bool final, struct span report);
 void sim_check_taken(int64_t revision);
 bool sim_may_be_pruned(const struct sim_operation *operation);

@@ -17,7 +17,8 @@ static struct coverage {
 } *coverage;
 
 static void judge_outcome(struct sim_operation *operation, const struct cancel *cancel, const struct cancel_now *now);
-static void judge_silent_end(struct sim_operation *operation, const struct cancel *cancel, const struct cancel_now *now);
+static void judge_silent_end(struct sim_operation *operation, const struct cancel *cancel, enum cancel_state before,
+                             const struct cancel_now *now);
 
 void sim_coverage_set(void *memory) {
         coverage = memory;
@@ -74,7 +75,7 @@ static void note_step(struct sim_operation *operation, const struct cancel *befo
                 judge_outcome(operation, after, now);
         }
         if (before->record.state != CANCEL_DONE && r->state == CANCEL_DONE && r->outcome == CANCEL_OUTCOME_NONE)
-                judge_silent_end(operation, after, now);
+                judge_silent_end(operation, after, before->record.state, now);
 }
 
 void __wrap_cancel_step(struct cancel *cancel, const struct cancel_config *config, const struct cancel_event *event,
@@ -149,11 +150,9 @@ static bool job_had_word(unsigned job, enum spark_driver_state word) {
         return false;
 }
 
-/* Did one of the jobs's drivers have a process, or a kill that it never got to have one? */
-static bool driver_had_word(const struct sim_operation *operation, const char *driver_id, enum spark_driver_state word) {
+static bool driver_had_word(const char *driver_id, enum spark_driver_state word) {
         const struct sim_driver *driver = sim_driver_find(driver_id);
 
-        (void)operation;
         return driver && driver->was_word[word];
 }
 
@@ -166,7 +165,8 @@ static void judge_cancelled(const struct sim_operation *operation, const struct 
         if (cancel->record.accepted_usec != 0 && !operation->accept_delivered)
                 wrong(operation, cancel, "no kill was accepted");
         if (!operation->accept_delivered && operation->signals == 0 && !perhaps_signalled &&
-            !job_had_word(operation->job, SPARK_STATE_KILLED))
+            !job_had_word(operation->job, SPARK_STATE_KILLED) &&
+            !driver_had_word(cancel->record.driver_id, SPARK_STATE_KILLED))
                 wrong(operation, cancel, "no kill was accepted, no signal was sent, and Spark never said KILLED");
 }
 
@@ -178,10 +178,10 @@ static void judge_ended_by_itself(const struct sim_operation *operation, const s
                 wrong(operation, cancel, "a kill was accepted");
         if (operation->signals > 0)
                 wrong(operation, cancel, "a signal was sent");
-        if (cancel->record.outcome == CANCEL_ALREADY_DONE && !driver_had_word(operation, id, SPARK_STATE_FINISHED))
+        if (cancel->record.outcome == CANCEL_ALREADY_DONE && !driver_had_word(id, SPARK_STATE_FINISHED))
                 wrong(operation, cancel, "Spark never said FINISHED");
-        if (cancel->record.outcome == CANCEL_ALREADY_FAILED && !driver_had_word(operation, id, SPARK_STATE_FAILED) &&
-            !driver_had_word(operation, id, SPARK_STATE_ERROR))
+        if (cancel->record.outcome == CANCEL_ALREADY_FAILED && !driver_had_word(id, SPARK_STATE_FAILED) &&
+            !driver_had_word(id, SPARK_STATE_ERROR))
                 wrong(operation, cancel, "Spark never said FAILED or ERROR");
 }
 
@@ -207,7 +207,7 @@ static void judge_late(const struct sim_operation *operation, const struct cance
                 wrong(operation, cancel, "before the deadline");
         if (sim.boots == 1 && operation->deadline != USEC_NEVER && sim.time + USEC_PER_SEC < operation->deadline)
                 wrong(operation, cancel, "before the true deadline");
-        if (should_have_been_cancelled(operation))
+        if (operation->escalated_life == 0 && should_have_been_cancelled(operation)) /* after TERM Spark is asked no more */
                 wrong(operation, cancel, "for a long time nothing hindered the cancel");
 }
 
@@ -261,14 +261,31 @@ static void judge_outcome(struct sim_operation *operation, const struct cancel *
         }
 }
 
-/* DONE without a report: withdrawn before a kill, or the deadline passed without a driver here. */
-static void judge_silent_end(struct sim_operation *operation, const struct cancel *cancel, const struct cancel_now *now) {
+static bool was_contested(const char *driver_id, uint64_t since) {
+        const struct sim_process *first = NULL;
+
+        for (unsigned i = 0; i < sim.process_count; i++) {
+                const struct sim_process *process = sim.processes[i];
+
+                if ((!process->alive && process->ended_at < since) || strcmp(process->claimed_id, driver_id) != 0)
+                        continue;
+                if (first && first->job != process->job)
+                        return true;
+                first = process;
+        }
+        return false;
+}
+
+/* DONE without a report: withdrawn before a kill, or the deadline passed without a driver here. (Both also after a
+ * driver that was killed and came back on another node.) */
+static void judge_silent_end(struct sim_operation *operation, const struct cancel *cancel, enum cancel_state before,
+                             const struct cancel_now *now) {
         const struct sim_process *process = counting_process(operation->job);
 
         if (cancel->record.withdrawn) {
                 if (operation->withdrawn_order == 0)
                         wrong(operation, cancel, "nobody has withdrawn it");
-                if (operation->kills > 0)
+                if (operation->kills > 0 && before != CANCEL_SEARCH)
                         wrong(operation, cancel, "a kill was sent, and nothing is reported");
                 return;
         }
@@ -276,7 +293,8 @@ static void judge_silent_end(struct sim_operation *operation, const struct cance
                 wrong(operation, cancel, "given up before the deadline");
         if (process && process->driver && process->driver->known && process->driver->word == SPARK_STATE_RUNNING &&
             sim.healed && sim.time > base_max_u64(nothing_hinders_since(), operation->delivered_at) + 20 * USEC_PER_SEC &&
-            sim.time > process->started_at + 20 * USEC_PER_SEC)
+            sim.time > process->started_at + 20 * USEC_PER_SEC &&
+            !was_contested(process->claimed_id, sim.time - 20 * USEC_PER_SEC))
                 wrong(operation, cancel, "the driver was here all the time and was not found");
 }
 
@@ -305,7 +323,7 @@ static void check_target(const struct sim_operation *operation, const char *driv
                          sim.jobs[driver->job].id);
         if (operation->verdict != SIM_VALID || operation->dry_run)
                 sim_fail("%s: a kill for a command that asks for none", operation->id);
-        if (operation->withdrawn_in_time)
+        if (operation->withdrawn_in_time && !operation->excused)
                 sim_fail("%s: a kill after it was withdrawn", operation->id);
 }
 
@@ -338,7 +356,7 @@ void sim_check_kill(struct operation *o, const char *driver_id) {
                 sim_fail("%s: a kill, and the operation is not stored", operation->id);
         if (row.kill_requests < (int64_t)operation->kills + 1 && !operation->excused)
                 sim_fail("%s: kill number %u, and %" PRId64 " are stored", operation->id, operation->kills + 1, row.kill_requests);
-        if (row.withdrawn && operation->withdrawn_in_time)
+        if (row.withdrawn && operation->withdrawn_in_time && !operation->excused)
                 sim_fail("%s: a kill, and Withdrawn is stored", operation->id);
         check_pace(operation, process);
         operation->kills++;
@@ -399,6 +417,16 @@ void sim_check_signal(struct operation *o, struct sim_process *process, int sign
                 sim_fail("%s: signal %d before it was stored", operation->id, signal_number);
         if (process->alive)
                 operation->signals++;
+}
+
+void sim_check_leftover_signal(const struct operation *o, const struct sim_process *process, int signal_number) {
+        const struct sim_operation *operation = acting(o);
+
+        if (process->job != operation->job)
+                sim_fail("%s: a signal for what a process of %s left behind", operation->id, sim.jobs[process->job].id);
+        if (sim.config.escalation == CANCEL_ESCALATION_NONE || operation->dry_run ||
+            (signal_number == SIGKILL && sim.config.escalation != CANCEL_ESCALATION_SIGKILL))
+                sim_fail("%s: signal %d for leftovers, which is not allowed", operation->id, signal_number);
 }
 
 /* ---- reports -------------------------------------------------------------------------------------------------------------------- */
@@ -517,6 +545,8 @@ void sim_check_loaded(void) {
                         continue; /* and have come again */
                 operation->alive_answer = row.master_answered; /* what was not stored it does not know any more */
                 operation->accept_delivered = row.accepted;
+                operation->kill_holds &= row.killed_usec > 0; /* else counted, and perhaps not sent */
+                operation->kill_at = base_min_u64(operation->kill_at, row.killed_usec + sim.boot_at);
                 if (row.kill_requests < (int64_t)operation->kills)
                         sim_fail("%s: %u kills were sent, %" PRId64 " are stored", operation->id, operation->kills, row.kill_requests);
                 if (row.report_sequence < operation->last_sequence)

@@ -435,11 +435,23 @@ static bool deliver_bookmark(struct control *control) {
         return true;
 }
 
+/* An old one, or one from before this order: no position covers it. */
+static bool deliver_again(struct control *control, const struct log_entry *entry) {
+        const struct sim_operation before = *entry->operation;
+        bool delivered = deliver_entry(control, entry);
+
+        entry->operation->delivered_order = before.delivered_order;
+        entry->operation->withdrawn_order = before.withdrawn_order > 0 || entry->operation->withdrawn_order == 0 ? before.withdrawn_order : UINT_MAX;
+        return delivered;
+}
+
 static bool deliver_next(struct control *control) {
+        const struct log_entry *old = &server.log[sim_below(control->cursor)];
+
         if (control->opening || sim.time >= control->bookmark_at)
                 return deliver_bookmark(control);
-        if (sim.config.retention_max > LOG_MAX && sim_fault(5) && server.count > 0) /* an old one again, out of order */
-                return deliver_entry(control, &server.log[sim_below(server.count)]);
+        if (sim.config.retention_max > LOG_MAX && control->cursor > 0 && old->operation && sim_fault(5))
+                return deliver_again(control, old);
         if (control->cursor >= server.count)
                 return false;
         if (is_due(control, &server.log[control->cursor]) && !deliver_entry(control, &server.log[control->cursor]))

@@ -20,6 +20,7 @@ struct driver_hold {
         void *userdata;
         struct sim_item item;
         bool seen;
+        struct driver_hold *earlier; /* joined to this one */
         TAILQ_ENTRY(driver_hold) entry;
 };
 
@@ -161,6 +162,7 @@ struct driver_hold *driver_hold_free(struct driver_hold *hold) {
                 return NULL;
         TAILQ_REMOVE(&holds, hold, entry);
         sim_item_cancel(&hold->item);
+        driver_hold_free(hold->earlier);
         free(hold);
         return NULL;
 }
@@ -180,11 +182,68 @@ int driver_signal(struct driver_hold *hold, int signal_number) {
         sim_check_signal(hold->userdata, hold->process, signal_number);
         if (!hold->process->alive || hold->seen)
                 return -ESRCH;
-        hold->process->signal_sent = signal_number;
         TRACE("the agent sends signal %d to process %d", signal_number, hold->process->pid);
         sim_process_signal(hold->process, signal_number);
         sim_crash_point();
         return 0;
+}
+
+/* ---- leftovers ---------------------------------------------------------------------------------------------------------------- */
+
+void driver_note_descendants(struct driver_hold *hold) {
+        (void)hold;
+}
+
+void driver_hold_join(struct driver_hold *hold, struct driver_hold *earlier) {
+        while (hold->earlier)
+                hold = hold->earlier;
+        hold->earlier = earlier;
+}
+
+static uint32_t leftovers_of(const struct sim_process *process) {
+        return !process->alive && process->boot == sim.boot && sim.time < process->leftovers_until ? process->leftovers : 0;
+}
+
+static bool is_noted(const struct driver_hold *hold, const struct sim_process *process) {
+        for (; hold; hold = hold->earlier)
+                if (hold->process == process)
+                        return true;
+        return false;
+}
+
+uint32_t driver_leftovers(struct driver *driver, const struct driver_hold *hold, const char *driver_id,
+                          void (*visit)(const struct driver_leftover *leftover, void *userdata), void *userdata) {
+        uint32_t count = 0;
+
+        (void)driver;
+        for (unsigned i = 0; i < sim.process_count; i++) {
+                const struct sim_process *process = sim.processes[i];
+                bool noted = is_noted(hold, process);
+
+                if (!noted && strcmp(process->claimed_id, driver_id) != 0)
+                        continue;
+                for (uint32_t n = 0; n < leftovers_of(process); n++, count++)
+                        visit(&(struct driver_leftover){ .pid = 10000 + process->pid, .held = noted, .comm = "python3" }, userdata);
+        }
+        return count;
+}
+
+int driver_signal_leftovers(struct driver_hold *hold, int signal_number) {
+        int reached = 0;
+
+        if (sim.dying)
+                return 0;
+        for (; hold; hold = hold->earlier) {
+                uint32_t count = leftovers_of(hold->process);
+
+                if (count == 0)
+                        continue;
+                sim_check_leftover_signal(hold->userdata, hold->process, signal_number);
+                reached += (int)count;
+                if (signal_number == SIGKILL || !hold->process->leftovers_deaf)
+                        hold->process->leftovers_until = base_min_u64(hold->process->leftovers_until, sim.time + 20 * USEC_PER_MSEC);
+        }
+        return reached > 0 ? reached : -ESRCH;
 }
 
 /* ---- the rest --------------------------------------------------------------------------------------------------------------- */

@@ -390,7 +390,7 @@ struct event_worker *event_worker_free(struct event_worker *worker) {
 
 static uint64_t job_time(void) {
         if (sim_fault(sim.faults.commit_stalled))
-                return sim_spread(USEC_PER_SEC, 3 * USEC_PER_MINUTE);
+                return base_min_u64(sim_spread(USEC_PER_SEC, 3 * USEC_PER_MINUTE), sim.faults_end - sim.time);
         if (sim_fault(sim.faults.commit_slow))
                 return sim_spread(20 * USEC_PER_MSEC, 2 * USEC_PER_SEC);
         return sim_between(100, 5000);

@@ -211,6 +211,11 @@ static void process_exit(struct sim_process *process, int code) {
                 return;
         process->alive = false;
         process->ended_at = sim.time;
+        if (sim_chance(80)) {
+                process->leftovers = (unsigned)sim_between(1, 3);
+                process->leftovers_until = sim.time + sim_spread(50 * USEC_PER_MSEC, 10 * USEC_PER_MINUTE);
+                process->leftovers_deaf = sim_chance(300);
+        }
         TRACE("process %d of %s (%s) ends: %d", process->pid, sim.jobs[process->job].id, process->claimed_id, code);
         sim_driver_exited(process);
         if (!driver || driver->process != process)
@@ -454,6 +459,7 @@ void sim_world_reboot(void) {
         for (unsigned i = 0; i < sim.process_count; i++) {
                 struct sim_process *process = sim.processes[i];
 
+                process->leftovers = 0;
                 if (!process->alive)
                         continue;
                 process->alive = false;

@@ -484,6 +484,8 @@ static void play_parent(const char *role) {
                 }
                 wait_for_end(NULL);
         }
+        if (strcmp(role, "parent-dweller") == 0 && fork() == 0)
+                execlp("cat", "cat", (char *)NULL); /* stays in the tree and in the directory: is one all the same */
         if (strcmp(role, "parent-dweller") == 0 && fork() == 0) { /* leaves the tree, stays in the directory */
                 if (fork() == 0)
                         execlp("cat", "cat", (char *)NULL); /* reads what the others read; not a driver by its arguments */
@@ -590,7 +592,7 @@ static void test_real_driver(void **state) {
         assert_in_range(cast.found.started_real_usec, now - 5 * USEC_PER_SEC, now + 60 * USEC_PER_SEC);
         assert_int_equal(driver_match(cast.driver, "666", &found), DRIVER_MATCH_NONE);
         driver_lookalikes(cast.driver, "666", count_lookalike, &decoys);
-        assert_int_equal(decoys, 1);
+        assert_true(decoys >= 1); /* this is the machine's own /proc: another run of this test may be in it */
         assert_true(driver_process_alive(cast.driver, cast.found.pid, cast.found.start_ticks));
         assert_false(driver_process_alive(cast.driver, cast.found.pid, cast.found.start_ticks + 1));
         assert_int_equal(driver_hold(cast.driver, &cast.found, tree_on_exit, tree, &hold), 0);
@@ -707,6 +709,7 @@ static void test_descendants(void **state) {
         assert_int_equal(driver_hold(cast.driver, &cast.found, tree_on_exit, tree, &hold), 0);
         seen = wait_for_left(&cast, hold, 2); /* noted by the scans, whenever they were started */
         assert_int_equal(seen.held, 2);
+        assert_int_equal(look(&cast, NULL).count, 0); /* the driver works in its directory itself */
         end_driver(tree, hold);
         assert_int_equal(driver_scan(cast.driver), 0);
         seen = look(&cast, hold);
@@ -774,14 +777,15 @@ static void test_dweller(void **state) {
         find_real(tree, &cast);
         settle(tree);
         assert_int_equal(driver_hold(cast.driver, &cast.found, tree_on_exit, tree, &hold), 0);
-        seen = wait_for_left(&cast, hold, 3);
+        wait_for_left(&cast, hold, 4);
         end_driver(tree, hold);
-        seen = wait_for_left(&cast, NULL, 1); /* after a restart: nothing was noted */
-        assert_string_equal(seen.names, "cat");
+        seen = wait_for_left(&cast, NULL, 2); /* after a restart: nothing was noted */
+        assert_string_equal(seen.names, "catcat");
         assert_int_equal(seen.held, 0);
-        seen = wait_for_left(&cast, hold, 3);
+        seen = wait_for_left(&cast, hold, 4);
+        assert_in_range(seen.held, 3, 4); /* the one that left may have been noted before */
         assert_int_equal(driver_signal_leftovers(hold, SIGKILL), (int)seen.held);
-        seen = wait_for_left(&cast, hold, 3 - seen.held);
+        wait_for_left(&cast, hold, 4 - seen.held);
         driver_hold_free(hold);
         end_cast(&cast);
 }
@@ -819,6 +823,28 @@ static void test_strangers_are_not_noted(void **state) {
         assert_int_equal(driver_leftovers(tree->driver, hold, DRIVER_1, see, &seen), 0);
         driver_hold_free(hold);
         end_child(child);
+}
+
+/* The driver is dead; a descendant of it that was noted has a child now. The loop has not seen the driver's end yet, and
+ * the list still shows its tree: nobody is added. */
+static void test_nobody_is_noted_after_the_end(void **state) {
+        struct tree *tree = *state;
+        struct driver_hold *hold = NULL;
+        pid_t pid = spawn_sleeper(), child = spawn_sleeper(), late = spawn_sleeper();
+        struct driver_found found = find_child(tree, pid);
+        struct seen seen = {0};
+
+        tree_put(tree, TREE_DRIVER(.pid = child, .parent = pid, .start = 77, .raw = "sh", .raw_size = 3));
+        assert_int_equal(driver_scan(tree->driver), 0);
+        assert_int_equal(driver_hold(tree->driver, &found, tree_on_exit, tree, &hold), 0);
+        end_child(pid);
+        tree_put(tree, TREE_DRIVER(.pid = late, .parent = child, .start = 78, .raw = "sh", .raw_size = 3));
+        assert_int_equal(driver_scan(tree->driver), 0);
+        assert_int_equal(driver_leftovers(tree->driver, hold, DRIVER_1, see, &seen), 1);
+        assert_int_equal(seen.pids[0], child);
+        driver_hold_free(hold);
+        end_child(child);
+        end_child(late);
 }
 
 static void test_more_descendants_than_are_noted(void **state) {
@@ -899,6 +925,7 @@ int main(int argc, char **argv) {
                 TREE_TEST(test_descendants_after_a_kill),
                 TREE_TEST(test_dweller),
                 TREE_TEST(test_strangers_are_not_noted),
+                TREE_TEST(test_nobody_is_noted_after_the_end),
                 TREE_TEST(test_more_descendants_than_are_noted),
                 TREE_TEST(test_no_descriptor_leaks),
         };
