@@ -153,7 +153,7 @@ def one_cancel(count):
     part.add("written to disk per cancel (/proc/PID/io)", written / 1024, "KiB", 1)
     part.add("CPU time per cancel (scans and debug log included)", cpu, "ms", 2)
     part.note(f"The state directory is on {folder}; {processes} processes on the machine. The commits and the status answer")
-    part.note("overlap, so the three shares do not add up to the total. Debug lines cost some 20 us each.")
+    part.note("overlap, so the three shares do not add up to the total. All times include the debug log's cost.")
     return part, []
 
 
@@ -354,6 +354,6 @@ def system_calls(count):
             part.add(f"    {name}", number / count, "calls", 1)
     part.add("written to the database and its log", written / count / 1024, "KiB", 1)
     part.add("flushes to disk (fdatasync, fsync)", flushes / count, "", 1)
-    part.note(f"{processes} processes on the machine. A scan makes some 13 calls for a process of the drivers' user,")
+    part.note(f"{processes} processes on the machine. A scan makes 12 calls or more for a process of the drivers' user,")
     part.note("here root, and one for any other process.")
     return part, []
