@@ -158,6 +158,7 @@ static void begin_kill(struct cancel *c, const struct cancel_event *e, struct ca
         c->refused_usec = 0;
         c->record.ended_usec = c->record.ended_real_usec = 0;
         c->record.leftover_processes = 0;
+        c->record.killed_usec = 0; /* the kill before, if there was one, is over */
         if (e->scan == CANCEL_SCAN_PROCESS)
                 hold_process(c, e, u);
         else
@@ -311,6 +312,7 @@ static void settle_evaluate(struct cancel *c, const struct cancel_config *config
                 if (c->asked && c->record.word == CANCEL_WORD_RUNNING && waited) { /* in Spark's back-off: kill the id again */
                         c->record.process.pid = 0; /* it still has its Worker, and its turn there */
                         c->record.process.start_ticks = 0;
+                        c->record.killed_usec = 0;
                         set_state(c, u, CANCEL_KILL);
                         plan_kill(c, u);
                         want_slot(c, u);
@@ -334,6 +336,18 @@ static void settle_evaluate(struct cancel *c, const struct cancel_config *config
         }
         settle_poll(c, backoff(c->attempts, WORD_RETRY_MIN), now);
         c->attempts++;
+}
+
+/* SETTLE: an answer that was waited for has come. When that took long the last scan is made again first: the job may
+ * have come back meanwhile. */
+static void settle_answered(struct cancel *c, const struct cancel_config *config, const struct cancel_now *now,
+                            struct cancel_update *u) {
+        if (now->usec < base_usec_add(c->record.ended_usec, WORD_WAIT_USEC)) {
+                settle_evaluate(c, config, now, u);
+                return;
+        }
+        c->scanned = false;
+        ask_scan(c, u);
 }
 
 /* Until when a scan is waited for that had not come at the deadline; the deadline may have passed while the command
@@ -723,7 +737,7 @@ static void status_known(struct cancel *c, const struct cancel_config *config, c
                 return;
         case CANCEL_SETTLE:
                 c->asked = true;
-                settle_evaluate(c, config, now, u);
+                settle_answered(c, config, now, u);
                 return;
         case CANCEL_SEARCH:
         case CANCEL_TERM:
@@ -743,7 +757,7 @@ static void status_unknown(struct cancel *c, const struct cancel_config *config,
         if (c->record.state == CANCEL_SETTLE) {
                 c->asked = true;
                 c->attempts = 8; /* it will not be known a moment later: ask at the slow pace */
-                settle_evaluate(c, config, now, u);
+                settle_answered(c, config, now, u);
                 return;
         }
         c->ask_usec = now->usec + RETRY_USEC_MAX; /* no ALIVE master knows the driver: no kill goes out */
@@ -801,7 +815,7 @@ static void kill_accepted(struct cancel *c, const struct cancel_config *config, 
                 u->durable = true;
         }
         if (c->record.state == CANCEL_SETTLE) {
-                settle_evaluate(c, config, now, u);
+                settle_answered(c, config, now, u);
                 return;
         }
         if (c->record.state != CANCEL_KILL)
@@ -817,10 +831,12 @@ static void kill_unknown(struct cancel *c, const struct cancel_config *config, c
                          struct cancel_update *u) {
         note_master(c);
         if (c->record.state == CANCEL_SETTLE)
-                settle_evaluate(c, config, now, u);
+                settle_answered(c, config, now, u);
         if (c->record.state != CANCEL_KILL)
                 return;
         release_slot(c, u);
+        c->record.killed_usec = 0; /* nothing is outstanding, also for a restart */
+        u->durable = true;
         c->retry_usec = base_usec_add(now->usec, config->kill_retry_usec);
         ask_scan(c, u);
         ask_status(c, u);
@@ -861,7 +877,7 @@ static void on_kill_answered(struct cancel *c, const struct cancel_config *confi
                 return;
         }
         if (c->record.state == CANCEL_SETTLE)
-                settle_evaluate(c, config, now, u);
+                settle_answered(c, config, now, u);
         if (c->record.state != CANCEL_KILL)
                 return;
         c->attempts++;

@@ -196,6 +196,9 @@ static bool should_have_been_cancelled(const struct sim_operation *operation) {
         const struct sim_driver *driver = process ? process->driver : NULL;
         uint64_t from = base_max_u64(nothing_hinders_since(), operation->delivered_at);
 
+        for (unsigned i = 0; i < sim.process_count; i++) /* an old one that nobody can kill may stand before the new one */
+                if (sim.processes[i]->alive && sim.processes[i]->job == operation->job && sim.processes[i] != process)
+                        return false;
         if (!driver || !driver->known || driver->word != SPARK_STATE_RUNNING || driver->unkillable)
                 return false;
         from = base_max_u64(from, process->started_at);

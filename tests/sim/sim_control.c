@@ -365,6 +365,7 @@ static void note_operation(const struct command_event *event, struct sim_operati
                 return;
         operation->withdrawn_order = sim.order;
         if (!known || (known->cancel.record.kill_requests - known->cancel.kill_planned == 0 &&
+                       known->cancel.record.escalation == CANCEL_ESCALATION_NONE &&
                        (known->cancel.record.state == CANCEL_SEARCH || known->cancel.record.state == CANCEL_KILL)))
                 operation->withdrawn_in_time = true;
 }

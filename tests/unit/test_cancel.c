@@ -270,9 +270,26 @@ static void test_unknown_twice_is_lost(void **state) {
                 feed_at(&b, b.update.wake_usec);
                 if (b.cancel.asking)
                         feed_status_answer(&b, CANCEL_ANSWER_UNKNOWN_ID);
+                if (b.update.ask & CANCEL_ASK_SCAN)
+                        feed_scan_none(&b);
         }
         assert_outcome(&b, DRIVER_LOST);
         assert_true(b.now >= first + config.kill_retry_usec);
+}
+
+/* Spark's word took long: the job may have come back meanwhile, and the scan that said no is old. */
+static void test_late_word_makes_the_last_scan_again(void **state) {
+        struct bench b = begin_found();
+        (void)state;
+
+        exits(&b);
+        feed_scan_none(&b);
+        b.now += 10 * SEC;
+        feed_status(&b, CANCEL_WORD_FINISHED, true);
+        assert_state(&b, SETTLE);
+        assert_true(b.update.ask & CANCEL_ASK_SCAN);
+        feed_scan_process(&b, 200, "driver-2", false);
+        assert_state(&b, KILL);
 }
 
 static void test_not_on_node_once_then_found(void **state) {
@@ -827,6 +844,8 @@ static void test_leftovers_after_a_restart(void **state) {
         restart(&b, true);
         feed_scan_leftovers(&b, 1);
         feed_status(&b, CANCEL_WORD_KILLED, true);
+        assert_true(b.update.ask & CANCEL_ASK_SCAN); /* it took long: once more */
+        feed_scan_leftovers(&b, 1);
         look_at_leftovers(&b, 1, ended + 2 * SEC);
         assert_outcome(&b, CANCELLED);
         assert_int_equal(b.now, ended + 2 * SEC);
@@ -1235,6 +1254,7 @@ int main(void) {
                 cmocka_unit_test(test_ended_by_itself),
                 cmocka_unit_test(test_answer_of_kill_decides_when_exit_comes_first),
                 cmocka_unit_test(test_unknown_twice_is_lost),
+                cmocka_unit_test(test_late_word_makes_the_last_scan_again),
                 cmocka_unit_test(test_not_on_node_once_then_found),
                 cmocka_unit_test(test_search_ends_without_report),
                 cmocka_unit_test(test_deadline),
