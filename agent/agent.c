@@ -19,6 +19,7 @@
 #define COMMIT_RETRY_MIN (200 * USEC_PER_MSEC)
 #define COMMIT_RETRY_MAX (10 * USEC_PER_SEC)
 #define SKEW_WARN_USEC (30 * USEC_PER_SEC)
+#define DRAIN_AGAIN_USEC (1 * USEC_PER_SEC)
 #define PRUNE_PER_TURN 256
 
 struct cancel_now agent_now(const struct agent *agent) {
@@ -145,6 +146,14 @@ static int commit_prune(struct agent *agent, struct store_turn *turn, size_t put
         return 0;
 }
 
+/* What could not be read back is not stored, and so not acted on; the others must not wait for it. A defect of ours. */
+static void commit_leave_out(struct operation *o, int result) {
+        operation_journal(o, JOURNAL_STORE_FAILED, "operation %s cannot be stored (%s) and is not acted on: please report this",
+                          o->id, strerror(-result));
+        o->dirty = false;
+        o->act = 0;
+}
+
 static int commit_gather(struct agent *agent, struct store_turn *turn) {
         struct store_operation row;
         struct operation *o;
@@ -156,8 +165,12 @@ static int commit_gather(struct agent *agent, struct store_turn *turn) {
                         continue;
                 operation_to_store(o, &row);
                 r = store_turn_put(turn, &row);
-                if (r < 0)
+                if (r == -ENOMEM)
                         return r;
+                if (r < 0) {
+                        commit_leave_out(o, r);
+                        continue;
+                }
                 put++;
         }
         if (agent->revision_next != agent->revision)
@@ -200,6 +213,16 @@ static void commit_stored(struct agent *agent) {
         }
 }
 
+/* A commit that is under way may hold reports: they go out once more after it. */
+static int agent_drained(void *userdata) {
+        struct agent *agent = userdata;
+
+        agent->drained = agent->commit_running && !agent->commit_failed;
+        if (!agent->drained)
+                event_exit(agent->event, 0);
+        return 0;
+}
+
 static int commit_done(int result, const char *error, uint64_t took_usec, void *userdata) {
         struct agent *agent = userdata;
 
@@ -214,6 +237,8 @@ static int commit_done(int result, const char *error, uint64_t took_usec, void *
         agent->commit_running = agent->commit_failed = false;
         log_debug("commit took %" PRIu64 " us", took_usec);
         commit_stored(agent);
+        if (agent->drained)
+                return control_drain(agent->control, DRAIN_AGAIN_USEC, agent_drained, agent);
         agent_schedule_turn(agent);
         return 0;
 }
@@ -322,13 +347,15 @@ static int agent_turn(void *userdata) {
         int r;
 
         if (agent->commit_running) { /* its end schedules the next turn; deeds that are stored already need not wait */
-                pace_grant(agent);
+                if (!agent->stopping)
+                        pace_grant(agent);
                 act(agent);
                 return 0;
         }
         gather_scan(agent);
         gather_failed(agent);
-        pace_grant(agent);
+        if (!agent->stopping) /* no new work */
+                pace_grant(agent);
         agent_update_full(agent);
         agent_update_gauges(agent);
         r = commit(agent);
@@ -723,13 +750,6 @@ int agent_start(struct agent *agent, const struct store_info *info) {
                 return r;
         agent_schedule_turn(agent);
         return control_start(agent->control, agent->revision);
-}
-
-static int agent_drained(void *userdata) {
-        struct agent *agent = userdata;
-
-        event_exit(agent->event, 0);
-        return 0;
 }
 
 int agent_stop(struct agent *agent, uint64_t timeout_usec) {

@@ -47,6 +47,8 @@ struct operation {
         char created_by[CLUSTER_ID_MAX + 1];
         char driver_state[DRIVER_STATE_MAX + 1]; /* Spark's own word */
         char app_name[64];
+        char told_driver_id[DRIVER_ID_MAX + 1];  /* the journal has told of this driver */
+        bool told_foreign;                       /* … and that it is not to be touched */
         struct agent *agent;
         struct cancel cancel;
         uint8_t *raw;                  /* the command's Operation; NULL: only the id is remembered */
@@ -99,7 +101,7 @@ struct agent {
         struct event_source *rescan;   /* timer: after the work directory moved */
         uint32_t rescans;
         uint64_t again_usec;
-        bool commit_running, commit_failed, stopping, scan_failing;
+        bool commit_running, commit_failed, stopping, drained, scan_failing;
         uint32_t commit_failures;
 
         int64_t revision;              /* last one stored */

@@ -194,11 +194,13 @@ static int operation_on_status(const struct spark_result *result, void *userdata
         o->status_request = spark_request_free(o->status_request);
         if (result->state_text[0])
                 base_text_copy(o->driver_state, sizeof o->driver_state, result->state_text);
-        if (event.elsewhere && o->cancel.record.state == CANCEL_KILL)
+        if (event.elsewhere && o->cancel.record.state == CANCEL_KILL && !o->told_foreign) {
+                o->told_foreign = true;
                 operation_journal(o, JOURNAL_DRIVER_FOREIGN,
                                   "process %" PRId32 " claims driver %s of job %s, but Spark places that driver on %s: left alone",
                                   o->cancel.record.process.pid, o->cancel.record.driver_id, o->job_id,
                                   result->worker_host_port);
+        }
         else
                 log_debug("status of %s: %s (%s)", o->cancel.record.driver_id, spark_answer_to_text(result->answer),
                           result->answer == SPARK_ACCEPTED ? result->state_text : result->detail);
@@ -382,11 +384,20 @@ static void operation_note_earlier(struct operation *o, const struct cancel_reco
         buffer_deinit(&text);
 }
 
+/* A driver that Spark places elsewhere is found again by each scan: it is told once. */
+static bool operation_is_news(struct operation *o) {
+        if (strcmp(o->told_driver_id, o->cancel.record.driver_id) == 0)
+                return false;
+        base_text_copy(o->told_driver_id, sizeof o->told_driver_id, o->cancel.record.driver_id);
+        o->told_foreign = false;
+        return true;
+}
+
 static void operation_tell(struct operation *o, const struct cancel_record *before) {
         const struct cancel_record *r = &o->cancel.record;
         uint64_t now = event_now_usec(o->agent->event);
 
-        if (r->driver_id[0] != 0 && strcmp(before->driver_id, r->driver_id) != 0)
+        if (r->driver_id[0] != 0 && strcmp(before->driver_id, r->driver_id) != 0 && operation_is_news(o))
                 operation_journal(o, JOURNAL_DRIVER_FOUND, r->process.pid ? "driver found: %s of job %s, process %" PRId32 :
                                   "driver found: %s of job %s, known to Spark here, no process (%" PRId32 ")",
                                   r->driver_id, o->job_id, r->process.pid);
@@ -530,8 +541,9 @@ void operation_feed_scan(struct operation *o) {
                 event.process_alive = driver_process_alive(o->agent->driver, r->process.pid, r->process.start_ticks);
         if (match == DRIVER_MATCH_ONE || match == DRIVER_MATCH_ORPHAN)
                 known = found.pid == r->process.pid && found.start_ticks == r->process.start_ticks;
-        if (match == DRIVER_MATCH_ONE || (match == DRIVER_MATCH_ORPHAN && known)) {
+        if (match == DRIVER_MATCH_ONE || match == DRIVER_MATCH_ORPHAN) {
                 event.scan = CANCEL_SCAN_PROCESS;
+                event.orphan = match == DRIVER_MATCH_ORPHAN && !known;
                 event.process = (struct cancel_process){ found.pid, known ? r->process.worker_pid : found.worker_pid,
                                                          found.start_ticks,
                                                          known ? r->process.worker_start_ticks : found.worker_start_ticks };
@@ -540,8 +552,11 @@ void operation_feed_scan(struct operation *o) {
                 base_text_copy(o->app_name, sizeof o->app_name, found.app_name);
                 o->started_real_usec = found.started_real_usec;
         } else if (match == DRIVER_MATCH_CONTESTED) {
-                operation_journal(o, JOURNAL_DRIVER_FOREIGN,
-                                  "two processes claim driver %s under different job ids: neither is touched", found.driver_id);
+                if (strcmp(o->told_driver_id, found.driver_id) != 0)
+                        operation_journal(o, JOURNAL_DRIVER_FOREIGN,
+                                          "two processes claim driver %s under different job ids: neither is touched",
+                                          found.driver_id);
+                base_text_copy(o->told_driver_id, sizeof o->told_driver_id, found.driver_id);
         } else if (r->command_driver_id[0] && driver_directory_exists(o->agent->driver, r->command_driver_id)) {
                 event.scan = CANCEL_SCAN_DIRECTORY;
                 base_text_copy(event.driver_id, sizeof event.driver_id, r->command_driver_id);

@@ -146,6 +146,7 @@ static void hold_process(struct cancel *c, const struct cancel_event *e, struct 
         c->record.process = e->process;
         c->record.supervised = e->supervised;
         c->record.answered_usec = 0;
+        c->orphan = e->orphan;
         c->driver_held = true;
         u->change |= CANCEL_HOLD;
 }
@@ -163,6 +164,7 @@ static void begin_kill(struct cancel *c, const struct cancel_event *e, struct ca
                 hold_process(c, e, u);
         else
                 c->record.process = (struct cancel_process){ 0 };
+        c->orphan = e->orphan;
         set_state(c, u, CANCEL_KILL);
         if (!c->record.dry_run)
                 plan_kill(c, u);
@@ -209,6 +211,11 @@ static void back_to_search(struct cancel *c, const struct cancel_config *config,
 
 /* ---- outcomes ---------------------------------------------------------------------------------------------- */
 
+/* Has Spark ever placed this driver here? A kill request goes out only after that. */
+static bool was_placed(const struct cancel *c) {
+        return c->placed_here || kills_sent(c) > 0;
+}
+
 static bool we_ended_it(const struct cancel *c) {
         return c->record.accepted_usec != 0 || c->record.escalation != CANCEL_ESCALATION_NONE;
 }
@@ -229,7 +236,7 @@ static enum cancel_outcome outcome_of_gone(const struct cancel *c) {
         case CANCEL_WORD_ERROR:
                 return CANCEL_ALREADY_FAILED;
         case CANCEL_WORD_UNKNOWN_ID:
-                return c->unknown_answers >= 2 ? CANCEL_DRIVER_LOST : CANCEL_OUTCOME_NONE;
+                return c->unknown_answers >= 2 && was_placed(c) ? CANCEL_DRIVER_LOST : CANCEL_OUTCOME_NONE;
         case CANCEL_WORD_NONE:
         case CANCEL_WORD_SUBMITTED:
         case CANCEL_WORD_RUNNING:
@@ -326,6 +333,11 @@ static void settle_evaluate(struct cancel *c, const struct cancel_config *config
                 back_to_search(c, config, now, u);
                 return;
         }
+        if (c->asked && c->record.word == CANCEL_WORD_UNKNOWN_ID && c->unknown_answers >= 2 && !was_placed(c) &&
+            !c->record.dry_run && !we_ended_it(c)) { /* any job can make up an id that Spark never heard of */
+                back_to_search(c, config, now, u);
+                return;
+        }
         if (outcome != CANCEL_OUTCOME_NONE && (word_in || (we_ended_it(c) && waited))) {
                 if (leftovers_are_settled(c, config, outcome, now, u)) {
                         conclude(c, u, outcome);
@@ -403,7 +415,8 @@ static void deadline_passed(struct cancel *c, const struct cancel_now *now, stru
 /* ---- escalation: local signals, only where the operator allowed them ------------------------------------------ */
 
 static bool may_signal(const struct cancel *c, const struct cancel_config *config) {
-        return config->escalation != CANCEL_ESCALATION_NONE && c->driver_held && !c->record.dry_run;
+        return config->escalation != CANCEL_ESCALATION_NONE && c->driver_held && !c->record.dry_run &&
+               (!c->orphan || c->placed_here);
 }
 
 static uint64_t escalation_usec(const struct cancel *c, const struct cancel_config *config) {
@@ -760,6 +773,10 @@ static void status_unknown(struct cancel *c, const struct cancel_config *config,
                 settle_answered(c, config, now, u);
                 return;
         }
+        if (c->record.state == CANCEL_KILL && c->orphan && !was_placed(c)) {
+                back_to_search(c, config, now, u); /* neither a Worker nor Spark vouches for it */
+                return;
+        }
         c->ask_usec = now->usec + RETRY_USEC_MAX; /* no ALIVE master knows the driver: no kill goes out */
 }
 
@@ -885,7 +902,8 @@ static void on_kill_answered(struct cancel *c, const struct cancel_config *confi
                 return;
         c->attempts++;
         c->retry_usec = now->usec + backoff(c->attempts - 1, ASK_RETRY_MIN);
-        if (now->usec >= base_usec_add(c->record.killed_usec, config->kill_retry_usec))
+        /* A refusal and a standby did not pass it on; after silence it may be under way, until kill_retry is over. */
+        if (e->answer != CANCEL_ANSWER_UNREACHABLE || now->usec >= base_usec_add(c->record.killed_usec, config->kill_retry_usec))
                 release_slot(c, u);
 }
 

@@ -87,6 +87,7 @@ struct cancel {
         struct cancel_record record;
         bool invalid;            /* the command broke a limit: set by cancel_begin() only */
         bool driver_held;        /* the process is proved alive and watched through its pidfd */
+        bool orphan;             /* not seen under its Worker: it counts only when Spark's status places it here */
         bool placed_here;        /* Spark's status named a worker of this node for record.driver_id */
         bool kill_planned;       /* the last counted kill request has not been sent */
         bool wants_slot;         /* waits for its turn at the worker */
@@ -163,6 +164,7 @@ struct cancel_event {
         bool process_alive;                 /* SCANNED: record.process (pid and start time) still exists */
         struct cancel_process process;      /* SCANNED, PROCESS */
         bool supervised;                    /* SCANNED, PROCESS */
+        bool orphan;                        /* SCANNED, PROCESS: its Worker is gone, and we never saw it under one */
         uint32_t leftovers;                 /* SCANNED, in SETTLE: the ended driver's descendants that are alive */
         bool leftovers_held;                /* SCANNED, in SETTLE: for some there is a pidfd */
         char driver_id[DRIVER_ID_MAX + 1];  /* SCANNED, PROCESS or DIRECTORY */

@@ -258,10 +258,11 @@ static void test_answer_of_kill_decides_when_exit_comes_first(void **state) {
 }
 
 static void test_unknown_twice_is_lost(void **state) {
-        struct bench b = begin_found();
+        struct bench b = begin_kill_sent();
         uint64_t first;
         (void)state;
 
+        feed_kill(&b, CANCEL_ANSWER_UNREACHABLE);
         exits(&b);
         feed_scan_none(&b);
         first = b.now;
@@ -386,6 +387,55 @@ static void test_placed_elsewhere_is_not_found(void **state) {
         assert_int_equal(b.cancel.record.progress, CANCEL_NOT_ON_NODE);
         feed_at(&b, START + 900 * SEC);
         assert_state(&b, DONE);
+}
+
+static void feed_scan_orphan(struct bench *b, int pid, const char *driver_id) {
+        struct cancel_event event = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_PROCESS, .process_alive = true,
+                                      .process = { .pid = pid, .start_ticks = 9 }, .orphan = true };
+        base_text_copy(event.driver_id, sizeof event.driver_id, driver_id);
+        feed(b, &event);
+}
+
+/* Neither a Worker nor Spark vouches for it: not found. With Spark's word it counts, and holds up CANCELLED. */
+static void test_orphan_counts_when_spark_places_it_here(void **state) {
+        struct bench b = begin(false, &config);
+        (void)state;
+
+        feed_scan_orphan(&b, 100, "driver-1");
+        feed_status_answer(&b, CANCEL_ANSWER_UNKNOWN_ID);
+        assert_state(&b, SEARCH);
+        assert_int_equal(b.cancel.record.kill_requests, 0);
+
+        b = begin(false, &config);
+        feed_scan_orphan(&b, 100, "driver-1");
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        assert_int_equal(b.update.act, CANCEL_ACT_KILL);
+
+        b = begin_accepted();
+        exits(&b);
+        feed_scan_orphan(&b, 200, "driver-2");
+        assert_state(&b, KILL);
+}
+
+/* Any job can make up a driver id that Spark never heard of, and end: that is nobody's loss. */
+static void test_lost_needs_a_driver_that_was_placed(void **state) {
+        struct bench b = begin(false, &config);
+        (void)state;
+
+        feed_scan_process(&b, 100, "driver-1", false);
+        exits(&b);
+        feed_scan_none(&b);
+        for (int i = 0; i < 1000 && b.cancel.record.state == CANCEL_SETTLE; i++) {
+                if (b.cancel.asking)
+                        feed_status_answer(&b, CANCEL_ANSWER_UNKNOWN_ID);
+                else if (b.update.ask & CANCEL_ASK_SCAN)
+                        feed_scan_none(&b);
+                else
+                        feed_at(&b, b.update.wake_usec);
+        }
+        assert_state(&b, SEARCH);
+        assert_int_equal(b.cancel.record.progress, CANCEL_NOT_ON_NODE);
 }
 
 static void test_lost_kill_is_repeated(void **state) {
@@ -1062,6 +1112,7 @@ static void walk_scans(struct walk *w, const struct bench *b) {
                         event.process.pid = first != another ? 100 : 101;
                         event.process.worker_pid = 7;
                         event.supervised = variant > 3;
+                        event.orphan = variant == 5;
                 }
                 if (event.scan != CANCEL_SCAN_NONE)
                         base_text_copy(event.driver_id, sizeof event.driver_id, first != another ? "driver-1" : "driver-2");
@@ -1193,6 +1244,7 @@ static struct cancel_event random_event(uint64_t *seed) {
         event.here = base_random_next(seed) & 1;
         event.elsewhere = !event.here && (base_random_next(seed) & 1);
         event.accepted = base_random_next(seed) & 1;
+        event.orphan = base_random_next(seed) % 8 == 0;
         event.leftovers_held = base_random_next(seed) & 1;
         event.leftovers = (uint32_t)(base_random_next(seed) % 3);
         event.asked = (uint32_t)(base_random_next(seed) % 3);
@@ -1263,6 +1315,8 @@ int main(void) {
                 cmocka_unit_test(test_directory_alone_answers_nothing),
                 cmocka_unit_test(test_accepted_without_a_process_is_asked_at_a_pace),
                 cmocka_unit_test(test_placed_elsewhere_is_not_found),
+                cmocka_unit_test(test_orphan_counts_when_spark_places_it_here),
+                cmocka_unit_test(test_lost_needs_a_driver_that_was_placed),
                 cmocka_unit_test(test_lost_kill_is_repeated),
                 cmocka_unit_test(test_every_master_asked_counts),
                 cmocka_unit_test(test_refused_for_good),
