@@ -348,12 +348,12 @@ static bool operation_drop_deeds(struct operation *o, const struct cancel_record
         }
         if (other || r->state != CANCEL_KILL)
                 stale |= CANCEL_ACT_KILL;
-        if (other || r->state != CANCEL_TERM)
+        if (other || (r->state != CANCEL_TERM && r->state != CANCEL_FORCE))
                 stale |= CANCEL_ACT_TERM;
         if (other || r->state != CANCEL_FORCE)
                 stale |= CANCEL_ACT_FORCE;
         dropped = (o->act | o->act_committing) & stale;
-        if ((dropped & CANCEL_ACT_TERM) && r->state != CANCEL_FORCE)
+        if (dropped & CANCEL_ACT_TERM) /* never sent: what ended the driver was something else */
                 o->cancel.record.escalation = CANCEL_ESCALATION_NONE;
         else if (dropped & CANCEL_ACT_FORCE)
                 o->cancel.record.escalation = CANCEL_ESCALATION_SIGTERM;

@@ -778,6 +778,9 @@ static void on_status(struct cancel *c, const struct cancel_config *config, cons
                         note_master(c);
                 return; /* past asking: the pidfd or the deadline ends these */
         }
+        if (c->record.state == CANCEL_KILL && !c->killing && !c->wants_slot &&
+            now->usec >= base_usec_add(c->record.killed_usec, config->kill_retry_usec))
+                release_slot(c, u); /* held since a restart for a kill that is over */
         switch (e->answer) {
         case CANCEL_ANSWER_ACCEPTED:
                 status_known(c, config, e, now, u);
