@@ -116,11 +116,22 @@ $(BUILD)/sim/%.o: %.c $(GENERATED)/.stamp Makefile VERSION
 $(BUILD)/sim/sim: $(SIM_O)
 	$(call quiet,LD,$@) $(CC) $(LDFLAGS_ALL) -Wl,--wrap=cancel_step -o $@ $^ $(LIBS)
 
+SIM_SCHEDULES ?= 1000
+.PHONY: check-sim check-sim-long check-mutants
+check-sim: $(BUILD)/sim/sim
+	@$(BUILD)/sim/sim --schedules $(SIM_SCHEDULES)
+
+# Does the simulation see it when a move of the machine is left out? Minutes; by hand and in check-long.
+check-sim-long: $(BUILD)/sim/sim
+	@$(BUILD)/sim/sim --schedules 20000
+check-mutants: $(BUILD)/sim/sim $(BUILD)/unit/test_cancel
+	@$(PYTHON) tests/sim/mutate
+
 # ---- suites: each prints its runner's closing line, or fails ------------------------------------------------
 export BUILD PYTHON
 PYTEST := $(PYTHON) -m pytest -q -p no:cacheprovider -W error::pytest.PytestUnknownMarkWarning
 SPARK_VERSION ?= 3.5.9
-SUITES := check-unit check-layers check-packaging check-integration check-spark
+SUITES := check-unit check-sim check-layers check-packaging check-integration check-spark
 
 .PHONY: check check-all check-unit check-layers check-packaging check-integration check-spark
 check:

@@ -3,7 +3,7 @@
  * Schedules: a seed makes a world, its faults and its operations. When the faults end the world heals, and everything
  * must come to its end; then the checker judges.
  *
- *   build/sim/sim [--seed N] [--schedules N] [--jobs N] [--trace] [--coverage]
+ *   build/sim/sim [--seed N] [--schedules N] [--jobs N] [--trace] [--coverage] [--directory D]
  *
  * Schedule k of a run has the seed N + k, so a failure is repeated with --seed N+k --schedules 1 --trace.
  */
@@ -291,8 +291,12 @@ static void count_schedule(uint64_t seed, bool passed) {
         }
 }
 
+static const char *parent_directory;
+
+/* In memory where there is such a place. */
 static bool make_directory(char *path, size_t size) {
-        const char *parent = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : getenv("TMPDIR");
+        const char *parent = parent_directory ? parent_directory
+                             : access("/dev/shm", W_OK) == 0 ? "/dev/shm" : getenv("TMPDIR");
 
         (void)snprintf(path, size, "%s/spark-cancel-sim-XXXXXX", parent ? parent : "/tmp");
         return mkdtemp(path) != NULL;
@@ -402,7 +406,8 @@ int main(int argc, char *argv[]) {
         static const struct option options[] = {
                 { "seed", required_argument, NULL, 's' }, { "schedules", required_argument, NULL, 'n' },
                 { "jobs", required_argument, NULL, 'j' }, { "trace", no_argument, NULL, 't' },
-                { "coverage", no_argument, NULL, 'c' },   { NULL, 0, NULL, 0 },
+                { "coverage", no_argument, NULL, 'c' },   { "directory", required_argument, NULL, 'd' },
+                { NULL, 0, NULL, 0 },
         };
         uint64_t seed = base_random_u64() % 1000000000, count = 100, jobs = (uint64_t)sysconf(_SC_NPROCESSORS_ONLN);
         bool trace = false, all = false;
@@ -425,8 +430,11 @@ int main(int argc, char *argv[]) {
                 case 'c':
                         all = true;
                         break;
+                case 'd':
+                        parent_directory = optarg;
+                        break;
                 default:
-                        (void)fprintf(stderr, "usage: %s [--seed N] [--schedules N] [--jobs N] [--trace] [--coverage]\n", argv[0]);
+                        (void)fprintf(stderr, "usage: %s [--seed N] [--schedules N] [--jobs N] [--trace] [--coverage] [--directory D]\n", argv[0]);
                         return 2;
                 }
         }

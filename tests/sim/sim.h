@@ -161,6 +161,7 @@ struct sim_operation {
         uint64_t kill_worker_ticks;
         bool kill_holds;        /* … and its slot is held */
         int64_t last_sequence;
+        int64_t owed_sequence;  /* stored and not answered when this life began; 0: handed over since */
         uint8_t *last_bytes;
         size_t last_size;
         enum cancel_outcome outcome; /* the final one, stored and handed over */
@@ -319,7 +320,7 @@ void sim_control_check_end(void);
 
 struct sim_row {
         char state[16], outcome[24], escalation[12];
-        int64_t kill_requests, report_sequence;
+        int64_t kill_requests, report_sequence, acknowledged_sequence;
         bool withdrawn, master_answered, accepted;
         uint64_t killed_usec;
         const void *report; /* valid until the next call */

@@ -279,6 +279,17 @@ static bool was_contested(const char *driver_id, uint64_t since) {
         return false;
 }
 
+/* Of several processes of one job the newest counts, and it may be one that Spark places elsewhere. */
+static bool was_alone(const struct sim_process *process, uint64_t since) {
+        for (unsigned i = 0; i < sim.process_count; i++) {
+                const struct sim_process *other = sim.processes[i];
+
+                if (other != process && other->job == process->job && (other->alive || other->ended_at >= since))
+                        return false;
+        }
+        return true;
+}
+
 /* DONE without a report: withdrawn before a kill, or the deadline passed without a driver here. (Both also after a
  * driver that was killed and came back on another node.) */
 static void judge_silent_end(struct sim_operation *operation, const struct cancel *cancel, enum cancel_state before,
@@ -297,7 +308,8 @@ static void judge_silent_end(struct sim_operation *operation, const struct cance
         if (process && process->driver && process->driver->known && process->driver->word == SPARK_STATE_RUNNING &&
             sim.healed && sim.time > base_max_u64(nothing_hinders_since(), operation->delivered_at) + 20 * USEC_PER_SEC &&
             sim.time > process->started_at + 20 * USEC_PER_SEC &&
-            !was_contested(process->claimed_id, sim.time - 20 * USEC_PER_SEC))
+            !was_contested(process->claimed_id, sim.time - 20 * USEC_PER_SEC) &&
+            was_alone(process, sim.time - 20 * USEC_PER_SEC))
                 wrong(operation, cancel, "the driver was here all the time and was not found");
 }
 
@@ -499,6 +511,8 @@ void sim_check_report(const char *operation_id, int64_t sequence, bool final, st
                          cancel_outcome_to_text(outcome), row.report_sequence);
         if (done != final || sequence != sequence_inside)
                 sim_fail("%s: the report does not say what it is said to be", operation_id);
+        if (sequence >= operation->owed_sequence)
+                operation->owed_sequence = 0;
         if (operation->excused)
                 return;
         check_sequence(operation, sequence, report);
@@ -534,6 +548,7 @@ void sim_check_loaded(void) {
                 struct sim_row row;
 
                 operation->decided = CANCEL_OUTCOME_NONE;
+                operation->owed_sequence = 0;
                 operation->kill_holds &= operation->kill_boot == sim.boot;
                 operation->withdrawn_in_time = false;
                 operation->refused_since = 0;
@@ -542,6 +557,9 @@ void sim_check_loaded(void) {
                                 sim_fail("%s: acknowledged and lost", operation->id);
                         continue;
                 }
+                if (row.report_sequence > row.acknowledged_sequence && strcmp(row.state, "QUARANTINE") != 0 &&
+                    strcmp(row.state, "DONE") != 0)
+                        operation->owed_sequence = row.report_sequence;
                 if (strcmp(row.outcome, "NONE") != 0)
                         operation->decided = CANCEL_OUTCOME_MAX; /* by an earlier life */
                 if (sim_may_be_pruned(operation))
@@ -586,6 +604,9 @@ static void check_operation_end(const struct sim_operation *operation) {
                 sim_fail("%s: still in %s", operation->id, cancel_state_to_text(o->cancel.record.state));
         if (!sim_life_row(operation->id, &row) || strcmp(row.state, "DONE") != 0)
                 sim_fail("%s: stored as %s", operation->id, row.state);
+        if (operation->owed_sequence != 0)
+                sim_fail("%s: report %" PRId64 " was stored, not answered, and not sent again", operation->id,
+                         operation->owed_sequence);
         if (o->cancel.record.outcome != operation->outcome)
                 sim_fail("%s: outcome %s, reported %s", operation->id, cancel_outcome_to_text(o->cancel.record.outcome),
                          cancel_outcome_to_text(operation->outcome));

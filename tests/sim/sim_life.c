@@ -35,11 +35,12 @@ bool sim_life_row(const char *operation_id, struct sim_row *ret) {
                         .master_answered = sqlite3_column_int64(sim.row, 6) != 0,
                         .accepted = sqlite3_column_int64(sim.row, 7) != 0,
                         .killed_usec = (uint64_t)sqlite3_column_int64(sim.row, 8),
+                        .acknowledged_sequence = sqlite3_column_int64(sim.row, 9),
                         .report = report,
-                        .report_size = base_min_u64((size_t)sqlite3_column_bytes(sim.row, 9), sizeof report),
+                        .report_size = base_min_u64((size_t)sqlite3_column_bytes(sim.row, 10), sizeof report),
                 };
                 if (ret->report_size > 0)
-                        memcpy(report, sqlite3_column_blob(sim.row, 9), ret->report_size);
+                        memcpy(report, sqlite3_column_blob(sim.row, 10), ret->report_size);
                 column_text(sim.row, 0, ret->state, sizeof ret->state);
                 column_text(sim.row, 1, ret->outcome, sizeof ret->outcome);
                 column_text(sim.row, 2, ret->escalation, sizeof ret->escalation);
@@ -51,7 +52,7 @@ bool sim_life_row(const char *operation_id, struct sim_row *ret) {
 static int prepare_row(void) {
         return sqlite3_prepare_v3(sim.store->db,
                                   "SELECT state, outcome, escalation, kill_requests, report_sequence, withdrawn, master_answered,"
-                                  " accepted_usec, killed_usec, report FROM operations WHERE operation_id = ?",
+                                  " accepted_usec, killed_usec, acknowledged_sequence, report FROM operations WHERE operation_id = ?",
                                   -1, SQLITE_PREPARE_PERSISTENT, &sim.row, NULL);
 }
 
