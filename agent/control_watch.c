@@ -149,7 +149,10 @@ static int stream_ended(struct control *control, const struct grpc_result *resul
         uint64_t delay;
         int r;
 
-        control_describe(result, error, sizeof(error));
+        if (result->status == GRPC_OK)
+                (void)base_text_copy(error, sizeof(error), "the control plane ended the stream");
+        else
+                control_describe(result, error, sizeof(error));
         if (has_lived(watch))
                 progress(watch);
         forget_call(watch);

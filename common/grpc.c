@@ -83,7 +83,8 @@ static void call_finish_by_peer(struct grpc_call *call, enum grpc_status status)
         char *text = malloc(size);
 
         if (text) {
-                int used = call->status > GRPC_UNAUTHENTICATED ? snprintf(text, size, "code %u: ", call->status) : 0;
+                const char *colon = call->message_size > 0 ? ": " : "";
+                int used = call->status > GRPC_UNAUTHENTICATED ? snprintf(text, size, "code %u%s", call->status, colon) : 0;
                 base_text_escape(text + used, size - (size_t)used, call->message, call->message_size);
         }
         call_finish(call, status, true, text);

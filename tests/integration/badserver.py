@@ -396,11 +396,11 @@ class BadServer:
 
 # ---- connections that go wrong
 
-def http1(answer):
+def http1(answer, context=None):
     """A server that reads what comes and answers in HTTP/1.1, whatever was said."""
-    def behave(server, sock):
-        if server.tls:
-            sock = server.tls.wrap_socket(sock, server_side=True)
+    def behave(_, sock):
+        if context:
+            sock = context.wrap_socket(sock, server_side=True)
         with sock:
             sock.recv(65536)
             sock.sendall(answer)

@@ -8,20 +8,20 @@ and once the server behaves a cancel goes to its end: CANCELLED with the driver 
 """
 import re
 import ssl
-import subprocess
+import time
 
 import pytest
 
-from badserver import GRPC, HEARTBEAT_SECONDS, BadServer, alert, frame, handshake, http1, http_proxy
+from badserver import GRPC, BadServer, alert, frame, handshake, http1, http_proxy
 from certificates import Authority, run
-from harness import CLUSTER, LIMIT, WORKER_HOST_PORT, Job, agent_pb2, until, wire  # noqa: F401
+from harness import CLUSTER, LIMIT, Job, agent_pb2, wire
 
 SECRET = "wire-secret-5f2a9c"
 TIMES = 4
-RECONNECT_MIN, RECONNECT_MAX = 0.020, 0.500
+RECONNECT_MIN, RECONNECT_MAX = 0.010, 0.250
 LINE_MAX = 1000
-NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM, CANCEL, ENHANCE_YOUR_CALM = 0, 1, 7, 8, 11
-OK, UNAVAILABLE = ("grpc-status", "0"), ("grpc-status", "14")
+PROTOCOL_ERROR, REFUSED_STREAM, CANCEL, ENHANCE_YOUR_CALM = 1, 7, 8, 11
+OK = ("grpc-status", "0")
 
 
 @pytest.fixture
@@ -139,10 +139,15 @@ def trailers_only(code, text, *fields):
 
 
 class Row:
-    """What is done; what the log says of it; unseen: the call is tried once more at once, as the peer has not acted on it."""
+    """What is done, and what the log says of it.
 
-    def __init__(self, name, behaviour, says, unseen=False, methods=("Watch", "Report")):
-        self.name, self.behaviour, self.says, self.unseen, self.methods = name, behaviour, says, unseen, methods
+    unseen: each call is tried once more at once, since the peer has not acted on it (RFC 9113 section 8.7).
+    lost: the connection dies; a Watch that gets through then brings a report forward, once for each Watch.
+    """
+
+    def __init__(self, name, behaviour, says, unseen=False, lost=False, methods=("Watch", "Report")):
+        self.name, self.behaviour, self.says, self.methods = name, behaviour, says, methods
+        self.unseen, self.lost = unseen, lost
 
 
 ROWS = [
@@ -158,8 +163,8 @@ ROWS = [
     Row("no trailers", data_only, "INTERNAL: the stream ended without trailers"),
     Row("grpc-status missing", status(("x-other", "1")), "UNKNOWN: the trailers have no grpc-status"),
     Row("grpc-status garbage", status(("grpc-status", "-0x1")), "UNKNOWN: grpc-status can't be read"),
-    Row("grpc-status unknown", status(("grpc-status", "77")), "UNKNOWN: code 77"),
-    Row("status 0 without a message", trailers_only(0, ""), "OK"),
+    Row("grpc-status unknown", status(("grpc-status", "77")), "UNKNOWN: code 77; next"),
+    Row("status 0 without a message", trailers_only(0, ""), "the control plane ended the stream"),
     Row("two messages in a unary", two_messages, "", methods=("Report",)),
     Row("message cut short", cut(frame(b"x" * 10, size=100)), "INTERNAL: the last message is cut short"),
     Row("prefix cut short", cut(b"\0\0\0"), "INTERNAL: the last message is cut short"),
@@ -171,8 +176,8 @@ ROWS = [
     Row("RST_STREAM REFUSED_STREAM", reset(REFUSED_STREAM), "UNAVAILABLE: .*the peer refused the call", unseen=True),
     Row("RST_STREAM ENHANCE_YOUR_CALM", reset(ENHANCE_YOUR_CALM), "RESOURCE_EXHAUSTED: the peer reset the stream"),
     Row("RST_STREAM mid-stream", reset(PROTOCOL_ERROR, begun=True), "INTERNAL: the peer reset the stream"),
-    Row("socket destroyed", destroyed(begun=False), "UNAVAILABLE: .*(reset|closed)"),
-    Row("socket destroyed mid-message", destroyed(begun=True), "UNAVAILABLE: .*(reset|closed)"),
+    Row("socket destroyed", destroyed(begun=False), "UNAVAILABLE: .*(reset|closed)", lost=True),
+    Row("socket destroyed mid-message", destroyed(begun=True), "UNAVAILABLE: .*(reset|closed)", lost=True),
 ]
 
 
@@ -195,7 +200,7 @@ def test_call(node, server, row):
     server.wait_script("Report")
     later = [call.at for call in server.calls if call.method == "Watch"][len(watches):][:1]
     check_backoff([call.at for call in watches] + later, grows=True, pairs=row.unseen)
-    check_backoff([call.at for call in reports], grows=False, pairs=row.unseen)
+    check_backoff([call.at for call in reports], grows=False, pairs=row.unseen or row.lost)
     for call in server.calls:
         check_request(call)
 
@@ -212,3 +217,202 @@ def check_request(call):
     else:
         number, unit = re.fullmatch("([0-9]{1,8})([HMSmun])", fields["grpc-timeout"]).groups()
         assert unit == "m" and 9_000 < int(number) <= 10_000  # report_timeout, less what has passed
+
+
+# ---- graceful and less graceful GOAWAY
+
+def test_goaway_in_the_middle_of_a_stream(node, server):
+    """New calls go to a new connection, the old stream goes on: neither a command nor a report is lost."""
+    start(node, server)
+    slow, later = node.start_driver("j1", sigterm="ignore"), node.start_driver("j2")
+    first = server.cancel("j1")
+    node.agent.wait_log("(?i)kill accepted.*j1")
+    old = server.connections[0]
+    watch = old.watches[0]
+    assert slow.alive()
+    old.do(old.goaway)
+    check_cancelled(server, first, slow)
+    second = server.cancel("j2")  # on the old stream
+    check_cancelled(server, second, later)
+    assert len(server.connects) == 2 and old.watches == [watch] and not old.closed
+    assert {call.connection for call in server.calls if call.final} == {server.connections[1]}
+
+    old.do(lambda: (watch.end(), old.watches.clear()))
+    server.wait(lambda: [c for c in server.calls if c.method == "Watch" and c.connection is not old], "the next Watch")
+    last = node.start_driver("j3")
+    check_cancelled(server, server.cancel("j3"), last)
+    assert len(server.connects) == 2 and len([c for c in server.calls if c.method == "Watch"]) == 2
+    assert SECRET not in node.agent.log()
+
+
+def test_goaway_above_the_last_stream(node, server):
+    """The call was not looked at, so it goes to the next connection; but not in a circle without back-off."""
+    watches = server.misbehave("Watch", lambda call: (call.connection.goaway(0), call.destroy()), 2 * TIMES)
+    start(node, server)
+    server.wait_script("Watch")
+    check_log(node, "no connection to the control plane: UNAVAILABLE")
+    driver = node.start_driver("j1")
+    check_cancelled(server, server.cancel("j1"), driver)
+    check_backoff([call.at for call in watches], grows=False, pairs=True)
+
+
+# ---- connections
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("wire"))
+
+
+def context(pair, client_ca=None, protocols=("h2",)):
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made.load_cert_chain(pair.certificate, pair.key)
+    if protocols:
+        made.set_alpn_protocols(protocols)
+    if client_ca:
+        made.load_verify_locations(client_ca)
+        made.verify_mode = ssl.CERT_REQUIRED
+    return made
+
+
+def expired(authority):
+    """A certificate that was good until yesterday."""
+    pair = authority.issue("expired")
+    run("x509", "-req", "-in", str(authority.directory / "expired.csr"), "-CA", authority.certificate, "-CAkey", authority.key,
+        "-CAcreateserial", "-days", "-1", "-copy_extensions", "copy", "-out", pair.certificate)
+    return pair
+
+
+def stranger(authority):
+    directory = authority.directory / "stranger"
+    directory.mkdir(exist_ok=True)
+    return Authority(directory, "stranger").issue("server")
+
+
+def check_connections(node, server, says, **keys):
+    """The script for the connections runs out with back-off, the log says why, then a cancel goes to its end."""
+    times = server.connects
+    start(node, server, **keys)
+    server.wait_script(None)
+    check_log(node, f"no connection to the control plane: UNAVAILABLE: .*{says}")
+    driver = node.start_driver("j1")
+    check_cancelled(server, server.cancel("j1"), driver)
+    check_log(node, "connected to the control plane")
+    check_backoff(times[:TIMES + 1], grows=True)
+    assert len(times) == TIMES + 1
+    assert {call.headers["authorization"] for call in server.calls} == {f"Bearer {SECRET}"}
+
+
+@pytest.mark.parametrize("wrong, says", [
+    ("ca", "certificate is not accepted: .*(unable to get local issuer|self.signed)"),
+    ("name", "certificate is not accepted: .*(IP address|[Hh]ost ?name) mismatch"),
+    ("expired", "certificate is not accepted: .*expired"),
+    ("no client certificate", "certificate required"),
+    ("HTTP/1.1 only", "does not offer HTTP/2"),
+    ("no ALPN", "does not offer HTTP/2"),
+    ("ALPN refused", "no application protocol"),
+    ("proxy 403 behind TLS", "does not offer HTTP/2"),
+])
+def test_tls(node, authority, wrong, says):
+    good = authority.issue("server")
+    with BadServer(context(good)) as server:
+        page = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
+        behaviour = {
+            "ca": lambda: handshake(context(stranger(authority))),
+            "name": lambda: handshake(context(authority.issue("elsewhere", "DNS:elsewhere.example"))),
+            "expired": lambda: handshake(context(expired(authority))),
+            "no client certificate": lambda: handshake(context(good, authority.certificate)),
+            "HTTP/1.1 only": lambda: handshake(context(good, protocols=("http/1.1",))),
+            "no ALPN": lambda: handshake(context(good, protocols=())),
+            "ALPN refused": lambda: alert(120),
+            "proxy 403 behind TLS": lambda: http1(page, context(good, protocols=())),
+        }[wrong]()
+        server.misconnect(behaviour, TIMES)
+        check_connections(node, server, says, ca_file=authority.certificate)
+
+
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_http_proxy_in_the_way(node, server, status):
+    """It answers the preface in HTTP/1.1, with HTML."""
+    server.misconnect(http_proxy(status), TIMES)
+    check_connections(node, server, "")
+
+
+def test_http1_server(node, server):
+    server.misconnect(http1(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"), TIMES)
+    check_connections(node, server, "")
+
+
+# ---- commands in odd order and number
+
+def test_commands_out_of_order(node, server):
+    """Each is handled by its id; the stored position does not go back."""
+    start(node, server)
+    drivers = {job_id: node.start_driver(job_id) for job_id in ("j5", "j3", "j4", "j1")}
+    watch = server.wait(lambda: server.connections and server.connections[0].watches, "the stream")[0]
+    operations = {}
+    events = []
+    for job_id in drivers:
+        operations[job_id], event = server.new_command(job_id)
+        events.append(wire.with_revision(int(job_id[1:]), event))
+    watch.connection.do(lambda: [watch.data(frame(event)) for event in events])
+    for job_id, driver in drivers.items():
+        check_cancelled(server, operations[job_id], driver)
+    check_log(node, "a revision went backward within the stream: revision 3 after 5")
+    node.agent.restart()
+    watches = server.wait(lambda: [c for c in server.calls if c.method == "Watch"][1:], "the next Watch")
+    assert watches[0].request.after_revision == 5
+    assert watches[0].request.instance_id != watch.request.instance_id
+
+
+def test_another_clusters_command(node, server):
+    """Refused under its id and never acted on, though a driver of that job runs here."""
+    start(node, server)
+    driver = node.start_driver("j1")
+    report = server.wait_final(server.cancel("j1", cluster_id="c2"))
+    assert report.outcome == "INVALID_COMMAND" and report.operation.error.code == 3
+    other = node.start_driver("j2")
+    check_cancelled(server, server.cancel("j2"), other)
+    assert driver.alive() and not driver.kills
+
+
+FLOOD = 10_000
+FLOOD_LIMIT = 45  # seconds on a busy machine; it takes a fifth of that
+FLOOD_MEMORY_KB = 100 * 1024
+
+
+def memory_kb(pid, name):
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        return int(re.search(rf"^{name}:\s*(\d+) kB", file.read(), re.MULTILINE).group(1))
+
+
+def test_flood(node):
+    """10,000 commands for jobs of no node, and in the middle one for a job that is here."""
+    node.start(plane={"not_found_grace": 600.0, "deadline": 600.0})
+    driver = node.run_job("here")
+    pid = node.agent.process.pid
+    before = memory_kb(pid, "VmRSS")
+    plane, wanted = node.plane, None
+    with plane.state.transaction():
+        for number in range(FLOOD):
+            if number == FLOOD // 2:
+                wanted = plane.cancel("here").id
+            metadata = wire.pack(wire.CreateJobMetadata(cluster_id=CLUSTER, job_id=f"absent-{number}"))
+            plane.inject_cancel(wire.Operation(id=f"flood-{number}", metadata=metadata), job_id=f"absent-{number}")
+    started = time.monotonic()
+    plane.wait_done(wanted, FLOOD_LIMIT)
+    cancelled = time.monotonic() - started
+    assert not driver.alive() and node.final(wanted).outcome == "CANCELLED"
+
+    def counts():
+        return plane.state.row("SELECT COUNT(*), COUNT(DISTINCT operation_id) FROM report WHERE operation_id LIKE 'flood-%'")
+
+    plane.wait(lambda: counts()[1] == FLOOD, FLOOD_LIMIT, "the reports of the flood")
+    reported = time.monotonic() - started
+    grown, peak = memory_kb(pid, "VmRSS") - before, memory_kb(pid, "VmHWM") - before
+    print(f"flood: cancelled after {cancelled:.1f} s, all reported after {reported:.1f} s, memory +{grown} KB (peak +{peak} KB)")
+    assert peak < FLOOD_MEMORY_KB
+    last = node.run_job("last")
+    node.wait_cancelled(node.cancel("last"), last)  # whatever was to come twice has come by now
+    assert tuple(counts()) == (FLOOD, FLOOD)
+    assert {r.outcome for r in plane.reports() if r.operation.id.startswith("flood-")} == {"NOT_ON_NODE"}
+    assert node.agent.running()
