@@ -1181,10 +1181,10 @@ static void test_every_reachable_state(void **state) {
                 struct bench b = w.queue[w.head++];
                 walk_all(&w, &b);
         }
-        for (int s = 0; s < CANCEL_STATE_MAX; s++) {
-                for (int e = 0; e < CANCEL_EVENT_TYPE_MAX; e++)
+        for (unsigned s = 0; s < CANCEL_STATE_MAX; s++) {
+                for (unsigned e = 0; e < CANCEL_EVENT_TYPE_MAX; e++)
                         pairs += w.pairs[s][e] > 0;
-                for (int t = 0; t < CANCEL_STATE_MAX; t++) {
+                for (unsigned t = 0; t < CANCEL_STATE_MAX; t++) {
                         if (s != t && cancel_transition_allowed(s, t) && w.moves[s][t] == 0 && w.head == w.count)
                                 fail_msg("the allowed move %s -> %s was never made", cancel_state_to_text(s), cancel_state_to_text(t));
                         moves += s != t && w.moves[s][t] > 0;
@@ -1222,7 +1222,7 @@ static void test_every_state_with_leftovers(void **state) {
                 struct bench b = w.queue[w.head++];
                 walk_all(&w, &b);
         }
-        for (int to = CANCEL_KILL; to <= CANCEL_REPORT; to++)
+        for (unsigned to = CANCEL_KILL; to <= CANCEL_REPORT; to++)
                 if (to != CANCEL_SETTLE && cancel_transition_allowed(CANCEL_SETTLE, to) && w.head == w.count)
                         assert_int_not_equal(w.moves[CANCEL_SETTLE][to], 0);
         print_message("%zu abstract states of SETTLE with leftovers\n", w.count);
