@@ -903,8 +903,11 @@ static void on_kill_answered(struct cancel *c, const struct cancel_config *confi
         c->attempts++;
         c->retry_usec = now->usec + backoff(c->attempts - 1, ASK_RETRY_MIN);
         /* A refusal and a standby did not pass it on; after silence it may be under way, until kill_retry is over. */
-        if (e->answer != CANCEL_ANSWER_UNREACHABLE || now->usec >= base_usec_add(c->record.killed_usec, config->kill_retry_usec))
-                release_slot(c, u);
+        if (e->answer == CANCEL_ANSWER_UNREACHABLE && now->usec < base_usec_add(c->record.killed_usec, config->kill_retry_usec))
+                return;
+        release_slot(c, u);
+        c->record.killed_usec = 0; /* nothing is outstanding, also for a restart */
+        u->durable = true;
 }
 
 static void on_slot(struct cancel *c, const struct cancel_now *now, struct cancel_update *u) {

@@ -401,8 +401,8 @@ void sim_check_kill_answer(struct operation *o, enum spark_answer answer, uint32
         note_answer(operation, answer);
         if (answer == SPARK_ACCEPTED)
                 operation->accept_delivered = true;
-        if (answer == SPARK_UNKNOWN_ID)
-                operation->kill_holds = false;
+        if (answer != SPARK_ACCEPTED && answer != SPARK_UNREACHABLE)
+                operation->kill_holds = false; /* no master passed it on */
 }
 
 void sim_check_status_answer(struct operation *o, const char *driver_id, const struct spark_result *result) {
