@@ -8,6 +8,7 @@ and once the server behaves a cancel goes to its end: CANCELLED with the driver 
 """
 import re
 import ssl
+import threading
 import time
 
 import pytest
@@ -220,18 +221,33 @@ def check_request(call):
         assert unit == "m" and 9_000 < int(number) <= 10_000  # report_timeout, less what has passed
 
 
+def test_report_without_an_answer(node, server):
+    """The call ends at its deadline, which the server was told, and the same report goes out again."""
+    reports = server.misbehave("Report", lambda call: None, TIMES)
+    start(node, server, report_timeout="200ms")
+    driver = node.start_driver("j1")
+    check_cancelled(server, server.cancel("j1"), driver)
+    assert len(reports) >= TIMES and len(server.connects) == 1
+    assert all(0 < int(call.headers["grpc-timeout"].removesuffix("m")) <= 200 for call in reports)
+    assert reports[-1].at - reports[0].at > 0.2 * (len(reports) - 2)  # one less: the first may have been noted late
+    assert {call.stream for call in reports} <= server.connections[0].reset_streams
+
+
 # ---- graceful and less graceful GOAWAY
 
 def test_goaway_in_the_middle_of_a_stream(node, server):
     """New calls go to a new connection, the old stream goes on: neither a command nor a report is lost."""
     start(node, server)
-    slow, later = node.start_driver("j1", sigterm="ignore"), node.start_driver("j2")
+    slow, later = node.start_driver("j1"), node.start_driver("j2")
+    node.master.fault("lost", "kill")  # accepted, but the driver goes on until this test ends it
     first = server.cancel("j1")
     node.agent.wait_log("(?i)kill accepted.*j1")
-    old = server.connections[0]
+    old, said = server.connections[0], threading.Event()
     watch = old.watches[0]
     assert slow.alive()
-    old.do(old.goaway)
+    old.do(lambda: (old.goaway(), said.set()))
+    assert said.wait(LIMIT)
+    slow.process.kill()
     check_cancelled(server, first, slow)
     second = server.cancel("j2")  # on the old stream
     check_cancelled(server, second, later)
