@@ -397,10 +397,15 @@ static void operation_tell(struct operation *o, const struct cancel_record *befo
         const struct cancel_record *r = &o->cancel.record;
         uint64_t now = event_now_usec(o->agent->event);
 
-        if (r->driver_id[0] != 0 && strcmp(before->driver_id, r->driver_id) != 0 && operation_is_news(o))
+        if (r->driver_id[0] != 0 && strcmp(before->driver_id, r->driver_id) != 0 && operation_is_news(o)) {
                 operation_journal(o, JOURNAL_DRIVER_FOUND, r->process.pid ? "driver found: %s of job %s, process %" PRId32 :
                                   "driver found: %s of job %s, known to Spark here, no process (%" PRId32 ")",
                                   r->driver_id, o->job_id, r->process.pid);
+                if (r->command_driver_id[0] && strcmp(r->command_driver_id, r->driver_id) != 0)
+                        operation_journal(o, JOURNAL_DRIVER_DIFFERS,
+                                          "the command names driver %s, the process of job %s is driver %s: the process counts",
+                                          r->command_driver_id, o->job_id, r->driver_id);
+        }
         if (before->ended_usec == 0 && r->ended_usec != 0) {
                 operation_journal(o, JOURNAL_DRIVER_GONE, "driver is gone: process %" PRId32 " of job %s, %" PRIu64
                                   " ms after the cancel was received",

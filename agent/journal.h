@@ -22,6 +22,7 @@
         X(DRIVER_NOT_HERE, "373a144582ef4b96a0ae910c9dd50bfd", INFO)                                  \
         X(DRIVER_FOUND, "84bdf740b9d8479a9dd8d7b71613e00b", INFO)                                     \
         X(DRIVER_FOREIGN, "31ce23a1234742d7ac7e8a8c0261d931", WARNING)                                \
+        X(DRIVER_DIFFERS, "afff193f8ade44eaad66329d98989610", WARNING)                                \
         X(DRIVER_GONE, "06785b3ec64144cfa3ce48f6c59ffbf2", INFO)                                      \
         X(LEFTOVERS, "a76f0bdfd6b244c1a62ee9f6b448b44f", WARNING)                                     \
         X(DRIVER_SIGNALLED, "b11cfeae2c3c437596ab1e9b43a737e6", WARNING)                              \

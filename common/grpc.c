@@ -84,7 +84,10 @@ static void call_finish_by_peer(struct grpc_call *call, enum grpc_status status)
 
         if (text) {
                 const char *colon = call->message_size > 0 ? ": " : "";
-                int used = call->status > GRPC_UNAUTHENTICATED ? snprintf(text, size, "code %u%s", call->status, colon) : 0;
+                int used = 0;
+
+                if (call->status > GRPC_UNAUTHENTICATED)
+                        used = snprintf(text, size, "code %u%s", call->status, colon);
                 base_text_escape(text + used, size - (size_t)used, call->message, call->message_size);
         }
         call_finish(call, status, true, text);

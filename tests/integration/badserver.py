@@ -148,6 +148,7 @@ class Connection:
         self.closed = False
         self.calls = {}
         self.watches = []
+        self.reset_streams = set()  # by the agent
         self.tasks = collections.deque()
         self._wake_in, self._wake_out = socket.socketpair()
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(
@@ -221,6 +222,7 @@ class Connection:
             call.finish_request()
             self.server.answer(call)
         elif isinstance(event, h2.events.StreamReset):
+            self.reset_streams.add(event.stream_id)
             self.watches = [watch for watch in self.watches if watch.stream != event.stream_id]
 
 

@@ -8,6 +8,7 @@ and once the server behaves a cancel goes to its end: CANCELLED with the driver 
 """
 import re
 import ssl
+import threading
 import time
 
 import pytest
@@ -152,7 +153,8 @@ class Row:
 
 ROWS = [
     Row("trailers only", trailers_only(14, "busy"), "UNAVAILABLE: busy"),
-    Row("percent-encoding", trailers_only(14, "caf%C3%A9 %zz 100% %0Aforged line"), r"UNAVAILABLE: café %zz 100% \\x0Aforged line"),
+    Row("percent-encoding", trailers_only(14, "caf%C3%A9 %zz 100% %0Aforged line"),
+        r"UNAVAILABLE: café %zz 100% \\x0Aforged line"),
     Row("not UTF-8", trailers_only(14, "%ff%fe%1b[2J"), r"UNAVAILABLE: \\xFF\\xFE\\x1B\[2J"),
     Row("HTTP 401", html(401), "UNAUTHENTICATED: HTTP status 401"),
     Row("HTTP 403", html(403), "PERMISSION_DENIED: HTTP status 403"),
@@ -219,18 +221,33 @@ def check_request(call):
         assert unit == "m" and 9_000 < int(number) <= 10_000  # report_timeout, less what has passed
 
 
+def test_report_without_an_answer(node, server):
+    """The call ends at its deadline, which the server was told, and the same report goes out again."""
+    reports = server.misbehave("Report", lambda call: None, TIMES)
+    start(node, server, report_timeout="200ms")
+    driver = node.start_driver("j1")
+    check_cancelled(server, server.cancel("j1"), driver)
+    assert len(reports) >= TIMES and len(server.connects) == 1
+    assert all(0 < int(call.headers["grpc-timeout"].removesuffix("m")) <= 200 for call in reports)
+    assert reports[-1].at - reports[0].at > 0.2 * (len(reports) - 2)  # one less: the first may have been noted late
+    assert {call.stream for call in reports} <= server.connections[0].reset_streams
+
+
 # ---- graceful and less graceful GOAWAY
 
 def test_goaway_in_the_middle_of_a_stream(node, server):
     """New calls go to a new connection, the old stream goes on: neither a command nor a report is lost."""
     start(node, server)
-    slow, later = node.start_driver("j1", sigterm="ignore"), node.start_driver("j2")
+    slow, later = node.start_driver("j1"), node.start_driver("j2")
+    node.master.fault("lost", "kill")  # accepted, but the driver goes on until this test ends it
     first = server.cancel("j1")
     node.agent.wait_log("(?i)kill accepted.*j1")
-    old = server.connections[0]
+    old, said = server.connections[0], threading.Event()
     watch = old.watches[0]
     assert slow.alive()
-    old.do(old.goaway)
+    old.do(lambda: (old.goaway(), said.set()))
+    assert said.wait(LIMIT)
+    slow.process.kill()
     check_cancelled(server, first, slow)
     second = server.cancel("j2")  # on the old stream
     check_cancelled(server, second, later)
@@ -245,9 +262,14 @@ def test_goaway_in_the_middle_of_a_stream(node, server):
     assert SECRET not in node.agent.log()
 
 
+def goaway_at_once(call):
+    call.connection.goaway(0)
+    call.connection.closed = True
+
+
 def test_goaway_above_the_last_stream(node, server):
     """The call was not looked at, so it goes to the next connection; but not in a circle without back-off."""
-    watches = server.misbehave("Watch", lambda call: (call.connection.goaway(0), call.destroy()), 2 * TIMES)
+    watches = server.misbehave("Watch", goaway_at_once, 2 * TIMES)
     start(node, server)
     server.wait_script("Watch")
     check_log(node, "no connection to the control plane: UNAVAILABLE")
@@ -334,12 +356,12 @@ def test_tls(node, authority, wrong, says):
 def test_http_proxy_in_the_way(node, server, status):
     """It answers the preface in HTTP/1.1, with HTML."""
     server.misconnect(http_proxy(status), TIMES)
-    check_connections(node, server, "")
+    check_connections(node, server, "the peer speaks HTTP/1.1, not HTTP/2")
 
 
 def test_http1_server(node, server):
     server.misconnect(http1(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"), TIMES)
-    check_connections(node, server, "")
+    check_connections(node, server, "the peer speaks HTTP/1.1, not HTTP/2")
 
 
 # ---- commands in odd order and number
@@ -385,9 +407,15 @@ def memory_kb(pid, name):
         return int(re.search(rf"^{name}:\s*(\d+) kB", file.read(), re.MULTILINE).group(1))
 
 
+def sanitized(pid):
+    """AddressSanitizer keeps what is freed: its memory says nothing."""
+    with open(f"/proc/{pid}/maps", encoding="utf-8") as file:
+        return "libasan" in file.read()
+
+
 def test_flood(node):
     """10,000 commands for jobs of no node, and in the middle one for a job that is here."""
-    node.start(plane={"not_found_grace": 600.0, "deadline": 600.0})
+    node.start(plane={"not_found_grace": 600.0, "deadline": 600.0, "heartbeat": 10.0})
     driver = node.run_job("here")
     pid = node.agent.process.pid
     before = memory_kb(pid, "VmRSS")
@@ -403,16 +431,20 @@ def test_flood(node):
     cancelled = time.monotonic() - started
     assert not driver.alive() and node.final(wanted).outcome == "CANCELLED"
 
-    def counts():
-        return plane.state.row("SELECT COUNT(*), COUNT(DISTINCT operation_id) FROM report WHERE operation_id LIKE 'flood-%'")
+    def reports():
+        """Cheap, since it is asked after each message that the control plane sends."""
+        other = plane.state.row("SELECT COUNT(*) FROM report WHERE operation_id = ?", wanted)[0]
+        return plane.state.row("SELECT MAX(number) FROM report")[0] - other
 
-    plane.wait(lambda: counts()[1] == FLOOD, FLOOD_LIMIT, "the reports of the flood")
+    plane.wait(lambda: reports() >= FLOOD, FLOOD_LIMIT, "the reports of the flood")
     reported = time.monotonic() - started
     grown, peak = memory_kb(pid, "VmRSS") - before, memory_kb(pid, "VmHWM") - before
     print(f"flood: cancelled after {cancelled:.1f} s, all reported after {reported:.1f} s, memory +{grown} KB (peak +{peak} KB)")
-    assert peak < FLOOD_MEMORY_KB
+    if not sanitized(pid):
+        assert peak < FLOOD_MEMORY_KB
     last = node.run_job("last")
     node.wait_cancelled(node.cancel("last"), last)  # whatever was to come twice has come by now
-    assert tuple(counts()) == (FLOOD, FLOOD)
-    assert {r.outcome for r in plane.reports() if r.operation.id.startswith("flood-")} == {"NOT_ON_NODE"}
+    flood = [report for report in plane.reports() if report.operation.id.startswith("flood-")]
+    assert len(flood) == FLOOD == len({report.operation.id for report in flood})
+    assert {report.outcome for report in flood} == {"NOT_ON_NODE"}
     assert node.agent.running()
