@@ -163,7 +163,7 @@ check-spark: all
 
 # What takes longer: the other compiler, sanitizers, valgrind, a further Spark line, the benchmark's goals.
 .PHONY: check-long check-clang check-sanitize check-valgrind check-spark-4 check-bench
-LONG_SUITES := check-clang check-sanitize check-valgrind check-spark-4 check-bench
+LONG_SUITES := check-clang check-sanitize check-valgrind check-spark-4 check-bench check-sim-long check-mutants
 check-long:
 	@scripts/deps
 	@set -e; for suite in $(LONG_SUITES); do echo "== $$suite"; $(MAKE) --no-print-directory $$suite; done

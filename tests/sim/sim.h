@@ -149,6 +149,7 @@ struct sim_operation {
         bool confirmed;         /* a position that covers it was given back, or a deed was done: must never be lost */
         bool withdrawn_in_time; /* Withdrawn was stored before any kill was sent */
         unsigned kills;         /* handed to spark_kill() */
+        unsigned asked, asked_decided; /* requests to masters that these were, as far as it was told; at the decision */
         unsigned signals;       /* that reached the process */
         unsigned escalated_life; /* in which TERM or FORCE was decided; 0: in none */
         char placed_id[SIM_ID_MAX]; /* the driver that Spark last placed here, by an answer that was delivered */

@@ -218,6 +218,7 @@ static void judge_outcome(struct sim_operation *operation, const struct cancel *
         if (operation->decided != CANCEL_OUTCOME_NONE)
                 wrong(operation, cancel, "a second decision in one life");
         operation->decided = cancel->record.outcome;
+        operation->asked_decided = operation->asked;
         if (operation->dry_run && operation->kills > 0)
                 wrong(operation, cancel, "a dry run that killed");
         switch (cancel->record.outcome) {
@@ -375,6 +376,7 @@ void sim_check_kill(struct operation *o, const char *driver_id) {
                 sim_fail("%s: a kill, and Withdrawn is stored", operation->id);
         check_pace(operation, process);
         operation->kills++;
+        operation->asked++;
         operation->confirmed = true;
         operation->kill_at = sim.time;
         operation->kill_boot = sim.boot;
@@ -397,7 +399,7 @@ static void note_answer(struct sim_operation *operation, enum spark_answer answe
 void sim_check_kill_answer(struct operation *o, enum spark_answer answer, uint32_t asked) {
         struct sim_operation *operation = acting(o);
 
-        (void)asked;
+        operation->asked += asked - 1;
         note_answer(operation, answer);
         if (answer == SPARK_ACCEPTED)
                 operation->accept_delivered = true;
@@ -475,6 +477,8 @@ static void check_final(struct sim_operation *operation, enum cancel_outcome out
         operation->outcome = outcome;
         if (kills < (int64_t)operation->kills)
                 sim_fail("%s: %u kills were sent, and %" PRId64 " are reported", operation->id, operation->kills, kills);
+        if (sim.lives == 1 && kills != (int64_t)operation->asked_decided)
+                sim_fail("%s: %u kill requests were sent, %" PRId64 " are reported", operation->id, operation->asked_decided, kills);
         if (outcome <= CANCEL_NOT_ON_NODE || outcome >= CANCEL_OUTCOME_MAX)
                 sim_fail("%s: no final outcome: %d", operation->id, (int)outcome);
 }
