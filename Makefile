@@ -121,7 +121,8 @@ SIM_SCHEDULES ?= 1000
 check-sim: $(BUILD)/sim/sim
 	@$(BUILD)/sim/sim --schedules $(SIM_SCHEDULES)
 
-# Does the simulation see it when a move of the machine is left out? Minutes; by hand and in check-long.
+# Does the simulation see it when a move of the machine is left out? check-mutants takes minutes and is for the hand: its
+# survivors are not explained one by one yet, so a number that passes would prove nothing.
 check-sim-long: $(BUILD)/sim/sim
 	@$(BUILD)/sim/sim --schedules 20000
 check-mutants: $(BUILD)/sim/sim $(BUILD)/unit/test_cancel
@@ -163,7 +164,7 @@ check-spark: all
 
 # What takes longer: the other compiler, sanitizers, valgrind, a further Spark line, the benchmark's goals.
 .PHONY: check-long check-clang check-sanitize check-valgrind check-spark-4 check-bench
-LONG_SUITES := check-clang check-sanitize check-valgrind check-spark-4 check-bench check-sim-long check-mutants
+LONG_SUITES := check-clang check-sanitize check-valgrind check-spark-4 check-bench check-sim-long
 check-long:
 	@scripts/deps
 	@set -e; for suite in $(LONG_SUITES); do echo "== $$suite"; $(MAKE) --no-print-directory $$suite; done
