@@ -578,6 +578,7 @@ void sim_check_loaded(void) {
                                 sim_fail("%s: acknowledged and lost", operation->id);
                         continue;
                 }
+                operation->done_seen &= strcmp(row.state, "DONE") == 0; /* it may have been in memory only */
                 if (row.report_sequence > row.acknowledged_sequence && strcmp(row.state, "QUARANTINE") != 0 &&
                     strcmp(row.state, "DONE") != 0)
                         operation->owed_sequence = row.report_sequence;
