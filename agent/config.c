@@ -433,7 +433,10 @@ static int set_machine_defaults(struct loader *loader) {
         }
         if (config->worker_hosts.count == 0) {
                 config->worker_hosts_found = true;
-                r = config_host_list(&config->worker_hosts);
+                bool loopback = false;
+                for (size_t i = 0; i < config->masters.count; i++)
+                        loopback |= config_url_is_loopback(config->masters.items[i]);
+                r = config_host_list(&config->worker_hosts, loopback);
                 if (r < 0)
                         return loader_fail(loader, r, 0,
                                            "[spark] worker_hosts: this node's addresses can't be read: %s",

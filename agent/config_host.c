@@ -74,10 +74,10 @@ static int add_names(struct config_list *list) {
                 if (entry_names(entry, name) || entry_names(entry, short_name))
                         r = add_entry(list, entry);
         endhostent();
-        return r < 0 ? r : list_try(list, "localhost");
+        return r;
 }
 
-static int add_address(struct config_list *list, const struct sockaddr *address) {
+static int add_address(struct config_list *list, const struct sockaddr *address, bool with_loopback) {
         char text[INET6_ADDRSTRLEN];
         const void *bytes;
 
@@ -91,21 +91,28 @@ static int add_address(struct config_list *list, const struct sockaddr *address)
                 return 0;
         if (address->sa_family == AF_INET6 && IN6_IS_ADDR_LINKLOCAL((const struct in6_addr *)bytes))
                 return 0; /* the same on every machine's every interface: says nothing about this node */
+        if (!with_loopback && (address->sa_family == AF_INET ? ((const uint8_t *)bytes)[0] == 127
+                                                            : IN6_IS_ADDR_LOOPBACK((const struct in6_addr *)bytes)))
+                return 0;
         if (!inet_ntop(address->sa_family, bytes, text, sizeof(text)))
                 return -errno;
         return list_try(list, text);
 }
 
-int config_host_list(struct config_list *list) {
+/* Loopback names are every machine's own. They count only where the masters are on this machine, too: in a cluster whose
+ * Workers register as localhost each node would take every driver for its own. */
+int config_host_list(struct config_list *list, bool with_loopback) {
         struct ifaddrs *addresses;
 
         int r = add_names(list);
+        if (r >= 0 && with_loopback)
+                r = list_try(list, "localhost");
         if (r < 0)
                 return r;
         if (getifaddrs(&addresses) < 0)
                 return -errno;
         for (struct ifaddrs *at = addresses; r >= 0 && at; at = at->ifa_next)
-                r = add_address(list, at->ifa_addr);
+                r = add_address(list, at->ifa_addr, with_loopback);
         freeifaddrs(addresses);
         return r;
 }

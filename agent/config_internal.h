@@ -56,12 +56,14 @@ extern const struct config_rule config_rule_id, config_rule_node, config_rule_pa
 
 /* config_url_is_cleartext_beyond_loopback() - http:// to something else than localhost, 127.0.0.0/8 or [::1]. */
 bool config_url_is_cleartext_beyond_loopback(const char *url);
+/* config_url_is_loopback() - its host is localhost, in 127/8 or ::1. */
+bool config_url_is_loopback(const char *url);
 
 /* config_host_name() - the node's name; free it. config_host_list() - names and addresses of this machine, without
  * asking DNS. config_host_uid() - -ENOENT: no such user. config_host_can_signal() - may this process signal one of
  * `uid` (-1: of a user not known yet)? */
 int config_host_name(char **ret);
-int config_host_list(struct config_list *list);
+int config_host_list(struct config_list *list, bool with_loopback);
 int config_host_uid(const char *user, int64_t *ret);
 bool config_host_can_signal(int64_t uid);
 /* config_list_add() - a copy, unless it is there already (without case). -ENOBUFS when full, -ENOMEM. */

@@ -117,20 +117,32 @@ static bool check_token_url(const char *text) {
         return *rest == '\0' || (*rest == '/' && base_id_is_valid(rest, strlen(rest), URL_MAX));
 }
 
+/* host_is_loopback() - localhost, 127/8 or ::1; a name that is none of these may lead anywhere. */
+static bool host_is_loopback(const char *host) {
+        struct in_addr four;
+        struct in6_addr six;
+
+        if (strcasecmp(host, "localhost") == 0)
+                return true;
+        if (inet_pton(AF_INET, host, &four) == 1)
+                return ntohl(four.s_addr) >> 24 == 127;
+        return inet_pton(AF_INET6, host, &six) == 1 && IN6_IS_ADDR_LOOPBACK(&six);
+}
+
 bool config_url_is_cleartext_beyond_loopback(const char *url) {
         char host[HOST_MAX + 1];
         const char *rest;
-        struct in_addr four;
-        struct in6_addr six;
         bool tls;
 
-        if (!url_split(url, &tls, host, &rest))
-                return true;
-        if (tls || strcasecmp(host, "localhost") == 0)
-                return false;
-        if (inet_pton(AF_INET, host, &four) == 1)
-                return ntohl(four.s_addr) >> 24 != 127;
-        return inet_pton(AF_INET6, host, &six) != 1 || !IN6_IS_ADDR_LOOPBACK(&six);
+        return !url_split(url, &tls, host, &rest) || (!tls && !host_is_loopback(host));
+}
+
+bool config_url_is_loopback(const char *url) {
+        char host[HOST_MAX + 1];
+        const char *rest;
+        bool tls;
+
+        return url_split(url, &tls, host, &rest) && host_is_loopback(host);
 }
 
 static bool check_property(const char *text) {

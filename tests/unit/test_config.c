@@ -126,6 +126,17 @@ static void test_defaults(void **state) {
         host[strcspn(host, ".")] = '\0';
         assert_true(config->worker_hosts_found);
         assert_true(list_has(&config->worker_hosts, host));
+        assert_false(list_has(&config->worker_hosts, "localhost")); /* every machine's own name */
+        assert_false(list_has(&config->worker_hosts, "127.0.0.1"));
+        config_free(config);
+}
+
+/* Masters on this machine: then its Workers may be known under loopback names, too. */
+static void test_worker_hosts_beside_local_masters(void **state) {
+        struct config *config = loaded("[agent]\ncluster_id = c1\n[control-plane]\nendpoint = https://cp.example:443\n"
+                                          "[spark]\nmasters = http://127.0.0.1:6066\n");
+        (void)state;
+
         assert_true(list_has(&config->worker_hosts, "localhost"));
         assert_true(list_has(&config->worker_hosts, "127.0.0.1"));
         config_free(config);
@@ -686,6 +697,7 @@ static void test_shipped_file(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 TEST(test_defaults),
+                TEST(test_worker_hosts_beside_local_masters),
                 TEST(test_environment),
                 TEST(test_forms),
                 TEST(test_times),
