@@ -326,7 +326,10 @@ static void settle_evaluate(struct cancel *c, const struct cancel_config *config
                         c->record.killed_usec = 0;
                         set_state(c, u, CANCEL_KILL);
                         plan_kill(c, u);
-                        want_slot(c, u);
+                        if (c->placed_here)
+                                want_slot(c, u);
+                        else
+                                ask_status(c, u); /* its place was proved before a restart: again */
                         return;
                 }
                 c->scan_usec = base_min_u64(c->scan_usec, now->usec + POLL_USEC);

@@ -63,7 +63,7 @@ static void note_step(struct sim_operation *operation, const struct cancel *befo
                 operation->scanned_at = sim.time;
         if (r->state == CANCEL_DONE)
                 operation->done_seen = true;
-        if (r->state != CANCEL_KILL && r->state != CANCEL_WAIT)
+        if ((r->state != CANCEL_KILL && r->state != CANCEL_WAIT) || strcmp(before->record.driver_id, r->driver_id) != 0)
                 operation->kill_holds = false;
         if (before->record.state != r->state && (r->state == CANCEL_TERM || r->state == CANCEL_FORCE))
                 operation->escalated_life = sim.lives;
