@@ -448,6 +448,7 @@ int main(int argc, char *argv[]) {
                 }
         }
         jobs = base_max_u64(1, base_min_u64(base_min_u64(jobs, count), 64));
+        (void)signal(SIGPIPE, SIG_IGN); /* a reader that has seen enough must not leave our directory behind */
         totals = shared(sizeof *totals);
         sim_coverage_set(shared(sim_coverage_size()));
         (void)printf("sim: seed %" PRIu64 ", %" PRIu64 " schedules\n", seed, count);
