@@ -63,7 +63,11 @@ static void ask_status(struct cancel *c, struct cancel_update *u) {
         u->ask |= CANCEL_ASK_STATUS;
 }
 
+/* In SETTLE nothing is concluded before the answer: a scan that does not come (the disk is stalled, no descriptor is
+ * left) must not leave an older one standing. */
 static void ask_scan(struct cancel *c, struct cancel_update *u) {
+        if (c->record.state == CANCEL_SETTLE)
+                c->scanned = false;
         c->scan_usec = USEC_NEVER;
         u->ask |= CANCEL_ASK_SCAN;
 }
@@ -322,7 +326,10 @@ static void settle_evaluate(struct cancel *c, const struct cancel_config *config
                         c->record.killed_usec = 0;
                         set_state(c, u, CANCEL_KILL);
                         plan_kill(c, u);
-                        want_slot(c, u);
+                        if (c->placed_here)
+                                want_slot(c, u);
+                        else
+                                ask_status(c, u); /* its place was proved before a restart: again */
                         return;
                 }
                 c->scan_usec = base_min_u64(c->scan_usec, now->usec + POLL_USEC);
@@ -358,7 +365,6 @@ static void settle_answered(struct cancel *c, const struct cancel_config *config
                 settle_evaluate(c, config, now, u);
                 return;
         }
-        c->scanned = false;
         ask_scan(c, u);
 }
 
@@ -681,11 +687,13 @@ static bool note_refused(struct cancel *c, const struct cancel_config *config, c
                 return false; /* a kill was accepted: its end is waited for; or nothing is known to be here */
         if (now->usec < base_usec_add(c->refused_usec, 2 * config->kill_retry_usec))
                 return false;
+        if (c->record.state == CANCEL_SETTLE && (!c->scanned || may_come_back(c, config, now)))
+                return false;
         if (may_signal(c, config))
                 begin_term(c, config, now, u);
-        else if (c->record.state == CANCEL_SETTLE && c->scanned && !leftovers_are_settled(c, config, outcome_of_gone(c), now, u))
+        else if (c->record.state == CANCEL_SETTLE && !leftovers_are_settled(c, config, outcome_of_gone(c), now, u))
                 return false;
-        else if (c->record.state == CANCEL_SETTLE && c->scanned && outcome_of_gone(c) != CANCEL_OUTCOME_NONE)
+        else if (c->record.state == CANCEL_SETTLE && outcome_of_gone(c) != CANCEL_OUTCOME_NONE)
                 conclude(c, u, outcome_of_gone(c));
         else
                 conclude(c, u, CANCEL_SPARK_REFUSED);

@@ -220,6 +220,17 @@ static int prepare_all(struct store *store) {
         return prepare_put(store);
 }
 
+/* A process that died between writing a commit and flushing it has left it in the kernel's memory, where it reads like
+ * any other, and a power cut would still take it back. What is loaded is acted on, so it is flushed first. */
+static int flush_log(struct store *store) {
+        sqlite3_file *file = NULL;
+        int code = sqlite3_file_control(store->db, "main", SQLITE_FCNTL_JOURNAL_POINTER, &file);
+
+        if (code == SQLITE_OK && file && file->pMethods)
+                code = file->pMethods->xSync(file, SQLITE_SYNC_NORMAL);
+        return code == SQLITE_OK ? 0 : store_fail(store, code, "cannot flush the log");
+}
+
 static int open_known(struct store *store, uint64_t real_usec, struct store_info *info) {
         uint32_t version = 0;
         int r;
@@ -229,7 +240,8 @@ static int open_known(struct store *store, uint64_t real_usec, struct store_info
                 return r;
         if ((r = check_whole(store)) < 0 || (r = settle(store)) < 0 ||
             (r = store_schema_migrate(store, store_schema_steps, version, STORE_SCHEMA_VERSION, real_usec)) < 0 ||
-            (r = prepare_all(store)) < 0 || (r = store_schema_read_meta(store, info)) < 0)
+            (r = prepare_all(store)) < 0 || (r = store_schema_read_meta(store, info)) < 0 ||
+            (r = flush_log(store)) < 0)
                 return r;
         info->created = version == 0;
         info->schema_version = STORE_SCHEMA_VERSION;

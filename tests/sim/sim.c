@@ -97,6 +97,13 @@ static void make_config(void) {
         };
 }
 
+/* Spark accepts kills and nothing happens: local signals, where they are allowed. */
+static void make_deaf_world(void) {
+        sim.faults.kill_lost = 950;
+        sim.faults.crash_point = (unsigned)base_max_u64(sim.faults.crash_point, 10);
+        sim.config.escalation = sim_chance(500) ? CANCEL_ESCALATION_SIGTERM : CANCEL_ESCALATION_SIGKILL;
+}
+
 static void make_operation(unsigned job, uint64_t at) {
         struct sim_operation *operation = &sim.operations[sim.operation_count];
         const struct sim_driver *driver = NULL;
@@ -196,6 +203,8 @@ static void make_schedule(uint64_t seed, const char *directory) {
         sim.faults_end = sim.time + sim_spread(USEC_PER_MINUTE, 3 * USEC_PER_HOUR);
         make_faults();
         make_config();
+        if (sim_chance(80))
+                make_deaf_world();
         sim_life_make(directory);
         sim_masters_make();
         sim_world_make();
@@ -439,6 +448,7 @@ int main(int argc, char *argv[]) {
                 }
         }
         jobs = base_max_u64(1, base_min_u64(base_min_u64(jobs, count), 64));
+        (void)signal(SIGPIPE, SIG_IGN); /* a reader that has seen enough must not leave our directory behind */
         totals = shared(sizeof *totals);
         sim_coverage_set(shared(sim_coverage_size()));
         (void)printf("sim: seed %" PRIu64 ", %" PRIu64 " schedules\n", seed, count);

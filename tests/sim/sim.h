@@ -151,6 +151,7 @@ struct sim_operation {
         unsigned kills;         /* handed to spark_kill() */
         unsigned asked, asked_decided; /* requests to masters that these were, as far as it was told; at the decision */
         unsigned signals;       /* that reached the process */
+        uint64_t escalated_at;
         unsigned escalated_life; /* in which TERM or FORCE was decided; 0: in none */
         char placed_id[SIM_ID_MAX]; /* the driver that Spark last placed here, by an answer that was delivered */
         bool accept_delivered;  /* the agent was told of an accepted kill */

@@ -63,10 +63,12 @@ static void note_step(struct sim_operation *operation, const struct cancel *befo
                 operation->scanned_at = sim.time;
         if (r->state == CANCEL_DONE)
                 operation->done_seen = true;
-        if (r->state != CANCEL_KILL && r->state != CANCEL_WAIT)
+        if ((r->state != CANCEL_KILL && r->state != CANCEL_WAIT) || strcmp(before->record.driver_id, r->driver_id) != 0)
                 operation->kill_holds = false;
         if (before->record.state != r->state && (r->state == CANCEL_TERM || r->state == CANCEL_FORCE))
                 operation->escalated_life = sim.lives;
+        if (before->record.state != r->state && (r->state == CANCEL_TERM || r->state == CANCEL_FORCE))
+                operation->escalated_at = sim.time;
         operation->state = r->state;
         if (operation->excused)
                 return;
@@ -205,11 +207,24 @@ static bool should_have_been_cancelled(const struct sim_operation *operation) {
         return sim.healed && sim.time > from + bound;
 }
 
+/* A signal that the process cannot ignore was decided on long ago, and the process is alive. */
+static bool signal_had_no_effect(const struct sim_operation *operation, const struct cancel *cancel) {
+        const struct sim_process *process = counting_process(operation->job);
+        const struct sim_driver *driver = process ? process->driver : NULL;
+        bool effective = driver && (cancel->record.escalation == CANCEL_ESCALATION_SIGKILL ? !driver->unkillable : !driver->deaf);
+
+        return effective && cancel->record.escalation != CANCEL_ESCALATION_NONE && process->pid == cancel->record.process.pid &&
+               process->start_ticks == cancel->record.process.start_ticks && sim.healed &&
+               sim.time > base_max_u64(operation->escalated_at, nothing_hinders_since()) + USEC_PER_MINUTE;
+}
+
 static void judge_late(const struct sim_operation *operation, const struct cancel *cancel, const struct cancel_now *now) {
         if (now->usec < cancel->record.deadline_usec)
                 wrong(operation, cancel, "before the deadline");
         if (sim.boots == 1 && operation->deadline != USEC_NEVER && sim.time + USEC_PER_SEC < operation->deadline)
                 wrong(operation, cancel, "before the true deadline");
+        if (signal_had_no_effect(operation, cancel))
+                wrong(operation, cancel, "the signal was never sent");
         if (operation->escalated_life == 0 && should_have_been_cancelled(operation)) /* after TERM Spark is asked no more */
                 wrong(operation, cancel, "for a long time nothing hindered the cancel");
 }
@@ -528,6 +543,8 @@ void sim_check_report(const char *operation_id, int64_t sequence, bool final, st
 /* ---- nothing is lost ---------------------------------------------------------------------------------------------------------------- */
 
 void sim_check_taken(int64_t revision) {
+        if (sim_life_stored_revision() < revision)
+                sim_fail("revision %" PRId64 " is acknowledged, %" PRId64 " is stored", revision, sim_life_stored_revision());
         for (unsigned i = 0; i < sim.operation_count; i++) {
                 struct sim_operation *operation = &sim.operations[i];
                 bool command = operation->delivered_order == sim.order && operation->revision <= revision &&
@@ -561,6 +578,7 @@ void sim_check_loaded(void) {
                                 sim_fail("%s: acknowledged and lost", operation->id);
                         continue;
                 }
+                operation->done_seen &= strcmp(row.state, "DONE") == 0; /* it may have been in memory only */
                 if (row.report_sequence > row.acknowledged_sequence && strcmp(row.state, "QUARANTINE") != 0 &&
                     strcmp(row.state, "DONE") != 0)
                         operation->owed_sequence = row.report_sequence;

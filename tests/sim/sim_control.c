@@ -348,7 +348,8 @@ static bool window_has_room(const struct control *control, size_t size) {
         return control->outstanding - control->foreign + size <= server.window;
 }
 
-static void note_operation(const struct command_event *event, struct sim_operation *operation) {
+/* `fresh`: above every revision of this order so far. What is not was covered by an earlier position. */
+static void note_operation(const struct command_event *event, struct sim_operation *operation, bool fresh) {
         struct operation *known;
 
         if (!operation)
@@ -359,11 +360,12 @@ static void note_operation(const struct command_event *event, struct sim_operati
                 if (!operation->delivered)
                         operation->delivered_at = sim.time;
                 operation->delivered = true;
-                operation->delivered_order = sim.order;
+                if (fresh)
+                        operation->delivered_order = sim.order;
         }
         if (event->kind != COMMAND_EVENT_WITHDRAWN)
                 return;
-        operation->withdrawn_order = sim.order;
+        operation->withdrawn_order = fresh ? sim.order : operation->withdrawn_order > 0 ? operation->withdrawn_order : UINT_MAX;
         if (!known || (known->cancel.record.kill_requests - known->cancel.kill_planned == 0 &&
                        known->cancel.record.escalation == CANCEL_ESCALATION_NONE &&
                        (known->cancel.record.state == CANCEL_SEARCH || known->cancel.record.state == CANCEL_KILL)))
@@ -373,6 +375,7 @@ static void note_operation(const struct command_event *event, struct sim_operati
 /* false: the window is full */
 static bool deliver(struct control *control, const uint8_t *bytes, size_t size, struct sim_operation *operation) {
         struct command_event event;
+        bool fresh;
 
         if (!window_has_room(control, size))
                 return false;
@@ -383,12 +386,13 @@ static bool deliver(struct control *control, const uint8_t *bytes, size_t size, 
                 control->server_usec = event_now_usec(&sim_event);
         }
         TRACE("event %" PRId64 " kind %d %s", event.revision, (int)event.kind, event.operation_id);
+        fresh = event.revision > control->delivered;
         control->outstanding += size;
         if (event.revision > control->delivered)
                 control->delivered = event.revision;
         if (event.revision > control->stream_revision)
                 control->stream_revision = event.revision;
-        note_operation(&event, operation);
+        note_operation(&event, operation, fresh);
         control->opening = false;
         if (control->handlers.on_event(&event, size, control->userdata) < 0)
                 sim_fail("on_event failed");
