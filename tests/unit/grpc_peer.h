@@ -13,6 +13,7 @@
  *   o N SIZE     as f with 3 bytes of padding in each frame
  *   r CODE       RST_STREAM                                      g LAST CODE GOAWAY (LAST -1: this stream's id less 2)
  *   w HEX        bytes onto the connection                       p N         N PINGs
+ *   P            PINGs, none of whose answers is read, until the connection is gone
  *   c N          N CONTINUATIONs' worth of header fields         i N         N informational (103) blocks
  *   y            a new session ticket (with what comes next)
  *   x            close the connection                            s           neither read nor write any more
@@ -250,6 +251,16 @@ static void peer_goaway(struct peer_connection *c, int32_t last, uint32_t code) 
         peer_frame(c, NGHTTP2_GOAWAY, 0, 0, payload, sizeof(payload));
 }
 
+/* peer_put_pings() - as many PING frames as fit; their bytes. */
+static size_t peer_put_pings(uint8_t *bytes, size_t size) {
+        static const uint8_t ping[17] = {0, 0, 8, NGHTTP2_PING, 0, 0, 0, 0, 0, '1', '2', '3', '4', '5', '6', '7', '8'};
+        size_t n = 0;
+
+        for (; n + sizeof(ping) <= size; n += sizeof(ping))
+                memcpy(bytes + n, ping, sizeof(ping));
+        return n;
+}
+
 /* peer_do() - one operation that is no DATA (or begins some); false: it has to wait. */
 static bool peer_do(struct peer_connection *c, struct peer_stream *s, const char *op, size_t size) {
         static const char ok[] = ":status=200&content-type=application/grpc";
@@ -314,6 +325,11 @@ static bool peer_do(struct peer_connection *c, struct peer_stream *s, const char
         case 'p':
                 for (n = 0; n < strtoul(rest, NULL, 10); n++)
                         peer_frame(c, NGHTTP2_PING, 0, 0, "12345678", 8);
+                return true;
+        case 'P':
+                /* A count would not do: how many answers fit into the sockets' buffers is the kernel's affair. */
+                while (!c->closing)
+                        peer_write(c, bytes, peer_put_pings(bytes, sizeof(bytes)));
                 return true;
         case 'i':
                 for (n = 0; n < strtoul(rest, NULL, 10); n++)
