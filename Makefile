@@ -132,7 +132,7 @@ check-mutants: $(BUILD)/sim/sim $(BUILD)/unit/test_cancel
 export BUILD PYTHON
 PYTEST := $(PYTHON) -m pytest -q -p no:cacheprovider -W error::pytest.PytestUnknownMarkWarning
 SPARK_VERSION ?= 3.5.9
-SUITES := check-unit check-sim check-layers check-packaging check-integration check-spark
+SUITES := check-unit check-sim check-layers check-packaging check-integration check-faults-smoke check-spark
 
 .PHONY: check check-all check-unit check-layers check-packaging check-integration check-spark
 check:
@@ -159,12 +159,24 @@ check-packaging: all
 check-integration: all
 	@$(PYTEST) tests/integration tests/controlplane
 
+# The agent killed anywhere, and any call failing; see tests/faults/run. FAULTS_ALL=1 tries every n.
+FAULTS_SO := $(BUILD)/faults.so
+$(FAULTS_SO): tests/faults/faults.c
+	@mkdir -p $(dir $@)
+	$(call quiet,CC,$@) $(CC) -std=gnu17 -O2 -g -Wall -Wextra -Werror -fPIC -shared -o $@ $<
+
+.PHONY: check-faults-smoke check-faults
+check-faults-smoke: all $(FAULTS_SO)
+	@$(PYTHON) tests/faults/run --smoke
+check-faults: all $(FAULTS_SO)
+	@$(PYTHON) tests/faults/run
+
 check-spark: all
 	@SPARK_VERSION=$(SPARK_VERSION) $(PYTEST) tests/spark
 
 # What takes longer: the other compiler, sanitizers, valgrind, a further Spark line, the benchmark's goals.
 .PHONY: check-long check-clang check-sanitize check-valgrind check-spark-4 check-bench
-LONG_SUITES := check-clang check-sanitize check-valgrind check-spark-4 check-bench check-sim-long
+LONG_SUITES := check-clang check-sanitize check-valgrind check-spark-4 check-bench check-sim-long check-faults
 check-long:
 	@scripts/deps
 	@set -e; for suite in $(LONG_SUITES); do echo "== $$suite"; $(MAKE) --no-print-directory $$suite; done
