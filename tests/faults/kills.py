@@ -61,6 +61,8 @@ class Job:
         if self.kind in ("nowhere", "withdrawn"):
             wrong = [] if self.done() else [f"{self.kind} {self.operation} has no outcome"]
             return wrong + [f"{self.kind} {self.operation}: {r}" for r in self.world.node.finals(self.operation)]
+        if self.kind == "ends" and self.done() and not self.world.node.finals(self.operation):
+            return []  # it ended before the agent saw it: the control plane ended the operation by Spark's record
         allowed = {"dry": ("DRY_RUN",), "exits0": ("CANCELLED", "ALREADY_DONE"), "ends": ("CANCELLED", ENDS[self.code][1])}
         wrong = self.world.judge_operation(self.operation, self.driver, allowed.get(self.kind, ("CANCELLED",)))
         if self.kind == "dry":

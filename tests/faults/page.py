@@ -73,6 +73,10 @@ class Page:
     def hit_module(self):
         return MODULES[self.seen.hit_module]
 
+    def hit_at(self):
+        """(module, call), or None."""
+        return (self.hit_module(), self.seen.call.decode()) if self.hit() else None
+
     def trace(self):
         """The kinds of the chosen calls, in order."""
         return [KINDS[number] for number in self.seen.trace[:min(self.seen.count, TRACE)]]

@@ -8,10 +8,9 @@ is made to fail or to die; it is restarted as often as it ends, as systemd would
 one outcome at the control plane, and it is the true one; bystanders live; nothing is open; nothing was left behind.
 """
 import contextlib
-import errno
+import json
 import os
 import pathlib
-import random
 import select
 import signal
 import sqlite3
@@ -25,7 +24,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "integration")]
 
 import harness  # noqa: E402
 from certificates import Authority  # noqa: E402
-from harness import SANITIZER, wire  # noqa: E402
+from harness import SANITIZER  # noqa: E402
 from page import MODULES, Page, Plan, TRUSTED, names_of  # noqa: E402
 
 LIBRARY = harness.BUILD / "faults.so"
@@ -33,6 +32,9 @@ CTL = harness.BUILD / "spark-cancelctl"
 STUCK = 75  # seconds in which the agent must end each cancel by itself; half a minute is the contract's patience with a stream
 RESTARTS = 6
 CONFIG = 78
+
+# Not ours to mend: (module, call) whose failure the library itself does not check. json-c before 0.17: the name of a member.
+UNCHECKED = {("json-c", "strdup")}
 
 KEYS = {
     "connect_timeout": "2s", "report_timeout": "2s", "reconnect_min": "10ms", "reconnect_max": "100ms", "request_timeout": "1s",
@@ -142,13 +144,6 @@ class World:
                 return None
             self.plane.state.wait(lambda: test() or life.ended(), 0.05)
 
-    def rows(self):
-        """The stored operations: id -> state."""
-        with contextlib.closing(sqlite3.connect(self.state / "agent.db")) as base:
-            found = dict(base.execute("SELECT operation_id, state FROM operations"))
-            base.execute("PRAGMA wal_checkpoint")
-            return found
-
     def open_rows(self):
         if not (self.state / "agent.db").exists():
             return {}
@@ -186,8 +181,9 @@ class World:
                 wrong.append(f"{operation_id} is CANCELLED and no master saw a kill")
             if report.metadata.driver_id != driver.id:
                 wrong.append(f"{operation_id} names the driver {report.metadata.driver_id}, not {driver.id}")
-            if report.metadata.kill_requests < len(driver.kills):
-                wrong.append(f"{operation_id} reports {report.metadata.kill_requests} kill requests; the master saw {len(driver.kills)}")
+            answered = [request for request in driver.kills if request.answer == 200]  # libcurl repeats what a dead connection lost
+            if report.metadata.kill_requests < len(answered):
+                wrong.append(f"{operation_id} reports {report.metadata.kill_requests} kill requests; the master answered {len(answered)}")
         sequences = {}
         for one in self.plane.reports(operation_id):
             if sequences.setdefault(one.sequence, one.raw) != one.raw:
@@ -233,7 +229,7 @@ class World:
         self.later = self.node.start_driver(self.later_id)
         life.signal(signal.SIGHUP)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run([CTL, f"--config={self.agent.config}", "list", "--all", "--json"], stdout=subprocess.DEVNULL,
+            subprocess.run([CTL, f"--socket={self.agent.keys['runtime_directory']}/bus", "list", "--all", "--json"], stdout=subprocess.DEVNULL,
                            stderr=subprocess.DEVNULL, timeout=5, check=False)
 
     def judge_exit(self, life, code, plan, asked):
@@ -244,7 +240,7 @@ class World:
         if died and code == -signal.SIGKILL:
             return []
         if code < 0:
-            if self.page.hit() and self.page.hit_module() not in TRUSTED:
+            if self.page.hit() and (self.page.hit_module() not in TRUSTED or self.page.hit_at() in UNCHECKED):
                 return []
             return [f"the agent ended by signal {-code}"]
         if code == CONFIG:
@@ -261,7 +257,7 @@ class World:
             return []
         wrong = []
         for module, count in self.page.live().items():
-            if module in TRUSTED and count > self.baseline[0][module]:
+            if module in TRUSTED and count > self.baseline[0][module] and self.page.hit_at() not in UNCHECKED:
                 names = names_of(self.page.leaks(), str(harness.AGENT))
                 wrong.append(f"leak: {count} allocations of {module}: {names[:4]}")
         more = list(self.page.descriptors())
@@ -336,15 +332,19 @@ class World:
             wrong += self.judge_operation(self.operations[1], self.later)
         return wrong + self.judge_world(start)
 
+    def open_operations(self):
+        """What the agent itself says is open; None when it does not answer (yet)."""
+        run = subprocess.run([CTL, f"--socket={self.agent.keys['runtime_directory']}/bus", "list", "--json"], capture_output=True, text=True, timeout=10,
+                             check=False)
+        return json.loads(run.stdout)["operations"] if run.returncode == 0 else None
+
     def rest(self):
         """What is still open in the store is finished by one more start; then nothing may be."""
         if not self.open_rows():
             return []
         life = self.start()
         end = time.monotonic() + harness.LIMIT
-        mark = self.mark()
-        wanted = len(self.open_rows())
-        while self.said(mark).count("report acknowledged") < wanted and time.monotonic() < end and not life.ended(0.01):
+        while self.open_operations() != [] and time.monotonic() < end and not life.ended(0.01):
             pass
         life.signal(signal.SIGTERM)
         code = life.wait()
@@ -352,12 +352,6 @@ class World:
         if self.open_rows():
             wrong.append(f"still open in the store: {self.open_rows()}")
         return wrong
-
-    def reference(self, plan, fresh=False):
-        """A case in which nothing fails -> (what was seen, the page's counts)."""
-        seen = self.case(plan, fresh)
-        counts = {(kind, module): self.page.count(kind, module) for kind in plan.kinds for module in MODULES}
-        return seen, counts
 
     def measure(self):
         """What is left at the end of a clean run; twice, and the larger of both."""
