@@ -78,7 +78,7 @@ struct page {
         struct frame leaks[FRAMES_MAX];              /* who made those that live at the end */
         uint32_t leak_modules[FRAMES_MAX];
         char left[2048];                             /* the open descriptors at the end */
-        uint8_t trace[TRACE_MAX];                    /* the kinds of the chosen calls */
+        uint64_t trace[TRACE_MAX];                   /* of each chosen call: kind, module, and where it was made */
 };
 
 static struct page nothing = { .nth = UINT64_MAX };
@@ -197,7 +197,7 @@ static struct verdict judge(enum kind kind, const void *address, const char *cal
                 return verdict;
         n = __atomic_add_fetch(&page->count, 1, __ATOMIC_RELAXED);
         if (n <= TRACE_MAX && page != &nothing)
-                page->trace[n - 1] = (uint8_t)kind;
+                page->trace[n - 1] = (uint64_t)kind << 56 | (uint64_t)module << 48 | ((uintptr_t)address & UINT32_MAX);
         if (page->action == ACTION_COUNT || n < page->nth || n - page->nth >= page->times)
                 return verdict;
         inside = true;
