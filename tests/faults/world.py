@@ -236,7 +236,8 @@ class World:
     def judge_exit(self, life, code, plan, asked):
         """A process that has ended: by a plan, cleanly, or wrongly?"""
         if life.page is None:
-            return [] if asked and code == 0 else [f"the agent ended with {code} without a fault"]
+            clean = (0, -signal.SIGTERM) if asked else ()  # the signal may come before there is a handler
+            return [] if code in clean else [f"the agent ended with {code} without a fault"]
         died = plan.action.startswith("die") and self.page.hit()
         if died and code == -signal.SIGKILL:
             return []
@@ -335,8 +336,8 @@ class World:
 
     def open_operations(self):
         """What the agent itself says is open; None when it does not answer (yet)."""
-        run = subprocess.run([CTL, f"--socket={self.agent.keys['runtime_directory']}/bus", "list", "--json"], capture_output=True, text=True, timeout=10,
-                             check=False)
+        run = subprocess.run([CTL, f"--socket={self.agent.keys['runtime_directory']}/bus", "list", "--json"], capture_output=True, text=True,
+                             timeout=harness.LIMIT, check=False)
         return json.loads(run.stdout)["operations"] if run.returncode == 0 else None
 
     def rest(self):
