@@ -81,7 +81,7 @@ class ControlPlane:
         self.agents.forgive()
         self.jobs.end_interrupted()
         self._start_server()
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="ticker", daemon=True)
         self._ticker.start()
         self.jobs.start()
@@ -120,7 +120,7 @@ class ControlPlane:
         """Streams end with UNAVAILABLE; what was answered is stored. The port is kept for start()."""
         if self._server is None:
             return
-        self._stopping.set()
+        self.stopping.set()
         with self.state.lock:
             self.agents.stopping = True
             for stream in self.agents.streams.values():
@@ -143,7 +143,7 @@ class ControlPlane:
 
     def _tick(self):
         wait = 0.0
-        while not self._stopping.wait(wait):
+        while not self.stopping.wait(wait):
             wait = min(0.25, max(0.05, self.rules.evaluate_due()))
 
     # ---- for tests and the command line, beside the network
