@@ -15,7 +15,7 @@ from yandex.cloud.endpoint import api_endpoint_service_pb2_grpc as endpoint_grpc
 from yandex.cloud.operation import operation_service_pb2_grpc as operation_grpc
 from yandex.cloud.spark.v1 import job_service_pb2, job_service_pb2_grpc as job_grpc
 
-from . import wire
+from . import logs, wire
 from .jobs import check_id, invalid
 from .rules import Refusal
 from .wire import Job, Operation
@@ -119,14 +119,18 @@ class JobService(job_grpc.JobServiceServicer):
 
     @answering
     def ListLog(self, request, context):
-        """What the control plane knows of the job's life; the driver's own output stays on its node."""
+        """What the driver wrote, from its Worker; see logs.py. The token is empty when the job has ended and all was given."""
         self.plane.access.caller(context, request.cluster_id)
-        self._job(request)
-        size, after = page_size(request.page_size), page_number(request.page_token) or 0
-        rows = self.state.rows("SELECT * FROM job_log WHERE cluster_id = ? AND job_id = ? AND number > ? ORDER BY number LIMIT ?",
-                               request.cluster_id, request.job_id, after, size)
-        more = str(rows[-1]["number"]) if len(rows) == size else ""
-        return job_service_pb2.ListJobLogResponse(content="".join(row["line"] for row in rows), next_page_token=more)
+        content, token = self.plane.logs.page(self._fresh(request), request.page_size, request.page_token)
+        if not content and token:
+            self.plane.stopping.wait(logs.HOLD_SECONDS)
+            content, token = self.plane.logs.page(self._fresh(request), request.page_size, request.page_token)
+        return job_service_pb2.ListJobLogResponse(content=content, next_page_token=token)
+
+    def _fresh(self, request):
+        """The job's row; whether it has ended is asked before the log is read, so that its last lines are in there."""
+        self.plane.jobs.refresh(self._job(request), REFRESH_SECONDS)
+        return self._job(request)
 
     @answering
     def Cancel(self, request, context):

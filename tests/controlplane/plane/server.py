@@ -28,6 +28,7 @@ from .agents import Agents
 from .callers import ApiEndpointService, JobService, OperationService
 from .faults import Faults
 from .jobs import Jobs
+from .logs import Logs
 from .masters import Masters
 from .options import Options
 from .rules import Rules
@@ -77,7 +78,9 @@ class ControlPlane:
         self.access = Access(options.tokens, bool(options.client_ca))
         self.agents = Agents(self)
         self.rules = Rules(self.state, options, self.agents.live_nodes)
-        self.jobs = Jobs(self.state, options, Masters(options.masters, options.spark_timeout, options.spark_token_file))
+        masters = Masters(options.masters, options.spark_timeout, options.spark_token_file)
+        self.jobs = Jobs(self.state, options, masters)
+        self.logs = Logs(self.state, options, masters)
         self.agents.forgive()
         self.jobs.end_interrupted()
         self._start_server()
