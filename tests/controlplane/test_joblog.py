@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-JobService.ListLog against a scripted Worker: its web UI as the real one answers (seen on 3.5.9 and 4.3.0).
+JobService.ListLog against a scripted Worker.
 """
-import http.server
-import json
+import os
 import pathlib
 import random
-import os
 import sys
-import threading
-import urllib.parse
 
 import grpc
 import pytest
@@ -23,68 +19,11 @@ from plane.options import Options  # noqa: E402
 from plane.server import ControlPlane  # noqa: E402
 from yandex.cloud.spark.v1 import job_service_pb2, job_service_pb2_grpc  # noqa: E402
 import sparkmaster  # noqa: E402
+from workerui import WorkerUi  # noqa: E402
 
 LIMIT = 20
 CODE = grpc.StatusCode
 DRIVER = "driver-20260101000000-0001"
-
-
-class WorkerUi:
-    """A Worker's web UI and, on the same port, the master's /json/ that names it."""
-
-    def __init__(self):
-        self.files = {}  # (driver id, "stdout"): bytes; absent: "invalid log directory"
-        self.worker_id = sparkmaster.WORKER_ID
-        self.body = None  # in place of every log page
-        self.pages = 0
-        ui = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                url = urllib.parse.urlsplit(self.path)
-                query = {name: values[0] for name, values in urllib.parse.parse_qs(url.query).items()}
-                body = ui.page(query) if url.path == "/log/" else ui.json() if url.path == "/json/" else None
-                self.send_response(404 if body is None else 200)
-                self.end_headers()
-                self.wfile.write(body or b"")
-
-            def log_message(self, *_):
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-
-    def json(self):
-        return json.dumps({"status": "ALIVE", "workers": [
-            {"id": "worker-x", "webuiaddress": "http://127.0.0.1:1"},
-            {"id": self.worker_id, "webuiaddress": self.url}]}).encode()
-
-    def page(self, query):
-        """LogPage.renderLog()."""
-        self.pages += 1
-        if self.body is not None:
-            return self.body
-        driver_id, stream = query["driverId"], query["logType"]
-        path = f"/opt/spark/work/{driver_id}/"
-        data = self.files.get((driver_id, stream))
-        if data is None:
-            return f"==== Bytes 0-0 of 0 of {path}{stream} ====\nError: invalid log directory {path}".encode()
-        start = min(int(query["offset"]), len(data))
-        end = min(start + int(query["byteLength"]), len(data))
-        text = data[start:end].decode("utf-8", "replace").encode()
-        return f"==== Bytes {start}-{end} of {len(data)} of {path}{stream} ====\n".encode() + text
-
-    def write(self, stream, data, driver_id=DRIVER):
-        self.files.setdefault((driver_id, "stdout"), b"")
-        self.files.setdefault((driver_id, "stderr"), b"")
-        self.files[driver_id, stream] += data
-
-    def stop(self):
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 class World:
@@ -138,8 +77,8 @@ def world(tmp_path, monkeypatch):
 
 def test_both_streams_of_a_job_that_has_ended(world):
     world.run()
-    world.ui.write("stdout", b"result 42\n")
-    world.ui.write("stderr", b"Launch Command: java\nwarning")
+    world.ui.write(DRIVER, "stdout", b"result 42\n")
+    world.ui.write(DRIVER, "stderr", b"Launch Command: java\nwarning")
     world.master.set_state(DRIVER, "FINISHED")
     answer = world.page()
     assert answer.content == "==> stdout <==\nresult 42\n==> stderr <==\nLaunch Command: java\nwarning"
@@ -149,18 +88,18 @@ def test_both_streams_of_a_job_that_has_ended(world):
 def test_a_log_is_followed_while_the_job_runs(world):
     """Each page has what is new; a token comes as long as there may be more; the last page has none."""
     world.run()
-    world.ui.write("stdout", b"one\n")
+    world.ui.write(DRIVER, "stdout", b"one\n")
     first = world.page()
     assert first.content == "==> stdout <==\none\n" and first.next_page_token
     nothing = world.page(first.next_page_token)
     assert nothing.content == "" and nothing.next_page_token == first.next_page_token
-    world.ui.write("stdout", b"two\n")
+    world.ui.write(DRIVER, "stdout", b"two\n")
     second = world.page(nothing.next_page_token)
     assert second.content == "two\n"
-    world.ui.write("stderr", b"oops\n")
+    world.ui.write(DRIVER, "stderr", b"oops\n")
     third = world.page(second.next_page_token)
     assert third.content == "==> stderr <==\noops\n"
-    world.ui.write("stdout", b"three\n")
+    world.ui.write(DRIVER, "stdout", b"three\n")
     world.master.set_state(DRIVER, "FAILED")
     last = world.page(third.next_page_token)
     assert last.content == "==> stdout <==\nthree\n" and last.next_page_token == ""
@@ -175,7 +114,7 @@ def test_pages_put_together_are_the_log(world, size):
     texts = {stream: "".join(dice.choice("ab\né€😀") for _ in range(dice.randrange(60, 200))) for stream in ("stdout", "stderr")}
     world.run()
     for stream, text in texts.items():
-        world.ui.write(stream, text.encode())
+        world.ui.write(DRIVER, stream, text.encode())
     world.master.set_state(DRIVER, "FINISHED")
     pages = world.whole(size)
     assert all(len(page.encode()) <= size + 2 * len("\n==> stdout <==\n") for page in pages)
@@ -188,14 +127,14 @@ def test_pages_put_together_are_the_log(world, size):
 def test_bytes_that_are_no_text(world):
     """They are shown as U+FFFD, and it goes on behind them."""
     world.run()
-    world.ui.write("stdout", b"\xff\xfe\xff\xfe\xff\xfe-end")
+    world.ui.write(DRIVER, "stdout", b"\xff\xfe\xff\xfe\xff\xfe-end")
     world.master.set_state(DRIVER, "FINISHED")
     assert "".join(world.whole(4)) == "==> stdout <==\n" + 6 * "\ufffd" + "-end"
 
 
 def test_a_page_is_bounded(world):
     world.run()
-    world.ui.write("stdout", b"x" * (3 << 20))
+    world.ui.write(DRIVER, "stdout", b"x" * (3 << 20))
     world.master.set_state(DRIVER, "FINISHED")
     pages = world.whole()
     assert [len(page) for page in pages] == [(1 << 20) + 15, 1 << 20, 1 << 20, 0][:len(pages)]
@@ -212,7 +151,7 @@ def test_requests_that_are_none(world, request_):
 def test_a_log_that_became_shorter(world):
     """Rolled over, or another process wrote it anew: it goes on at its end."""
     world.run()
-    world.ui.write("stdout", b"0123456789")
+    world.ui.write(DRIVER, "stdout", b"0123456789")
     token = world.page().next_page_token
     world.ui.files[DRIVER, "stdout"] = b"abc"
     answer = world.page(token)
@@ -231,7 +170,7 @@ def test_a_job_that_has_not_started(world):
     assert world.page(first.next_page_token).next_page_token == "0:0:"
     world.master.cluster.place(DRIVER, None)
     assert world.page(first.next_page_token).next_page_token == "0:0:"
-    world.ui.write("stdout", b"begun\n")
+    world.ui.write(DRIVER, "stdout", b"begun\n")
     assert world.page(first.next_page_token).content == "==> stdout <==\nbegun\n"
 
 
@@ -259,7 +198,7 @@ def test_the_worker_has_cleaned_up(world):
 def test_the_worker_is_away_and_comes_back_elsewhere(world):
     """UNAVAILABLE, with the address; when it is there again, on another port, its log is found."""
     world.run()
-    world.ui.write("stdout", b"text\n")
+    world.ui.write(DRIVER, "stdout", b"text\n")
     assert world.page().content
     old = world.ui.url
     world.ui.stop()
@@ -274,7 +213,7 @@ def test_the_worker_is_away_and_comes_back_elsewhere(world):
 def test_the_master_has_forgotten_the_driver(world):
     """The address was kept; also over a restart of the control plane."""
     world.run()
-    world.ui.write("stdout", b"text\n")
+    world.ui.write(DRIVER, "stdout", b"text\n")
     assert world.page().content
     world.master.forget(DRIVER)
     world.plane.restart()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-callers: JobService, OperationService, ApiEndpointService
+callers: JobService, OperationService, and what SDKs ask first: ApiEndpointService, IamTokenService
 
 Beside the published fields Cancel reads two metadata keys of its own: `x-dry-run: 1` (agents say what they would do) and
 `x-deadline: SECONDS`.
@@ -12,6 +12,7 @@ import grpc
 
 from yandex.cloud.endpoint import api_endpoint_service_pb2 as endpoint_pb2
 from yandex.cloud.endpoint import api_endpoint_service_pb2_grpc as endpoint_grpc
+from yandex.cloud.iam.v1 import iam_token_service_pb2, iam_token_service_pb2_grpc as iam_grpc
 from yandex.cloud.operation import operation_service_pb2_grpc as operation_grpc
 from yandex.cloud.spark.v1 import job_service_pb2, job_service_pb2_grpc as job_grpc
 
@@ -24,6 +25,7 @@ PAGE_DEFAULT = 100
 PAGE_MAX = 1000
 FILTER = re.compile(r'\s*(id|name|status)\s*=\s*["\']?([-_A-Za-z0-9]+)["\']?\s*\Z')
 REFRESH_SECONDS = 2.0
+IAM_TOKEN_SECONDS = 12 * 3600
 ENDPOINTS = ("endpoint", "iam", "managed-spark", "operation")
 
 
@@ -183,3 +185,19 @@ class ApiEndpointService(endpoint_grpc.ApiEndpointServiceServicer):
     def List(self, request, context):
         return endpoint_pb2.ListApiEndpointsResponse(
             endpoints=[endpoint_pb2.ApiEndpoint(id=name, address=self.plane.advertised) for name in ENDPOINTS])
+
+
+class IamTokenService(iam_grpc.IamTokenServiceServicer):
+    """An SDK that was given an OAuth token exchanges it here. A caller's token of --tokens counts as both: it comes back."""
+
+    def __init__(self, plane):
+        self.plane = plane
+
+    @answering
+    def Create(self, request, context):
+        if request.WhichOneof("identity") != "yandex_passport_oauth_token":
+            raise Refusal(grpc.StatusCode.UNIMPLEMENTED, "keys of service accounts are not known here: give the SDK an iam_token")
+        self.plane.access.exchange(request.yandex_passport_oauth_token)
+        return iam_token_service_pb2.CreateIamTokenResponse(
+            iam_token=request.yandex_passport_oauth_token,
+            expires_at=wire.timestamp(wire.now_usec() + IAM_TOKEN_SECONDS * wire.USEC))

@@ -18,6 +18,7 @@ import grpc
 
 from sparkcancel.agent.v1 import cancel_agent_service_pb2 as agent_pb2
 from yandex.cloud.endpoint import api_endpoint_service_pb2_grpc as endpoint_grpc
+from yandex.cloud.iam.v1 import iam_token_service_pb2_grpc as iam_grpc
 from yandex.cloud.operation import operation_service_pb2_grpc as operation_grpc
 from yandex.cloud.spark.v1 import job_service_pb2_grpc as job_grpc
 
@@ -25,7 +26,7 @@ from . import rules as rules_module
 from . import wire
 from .access import Access
 from .agents import Agents
-from .callers import ApiEndpointService, JobService, OperationService
+from .callers import ApiEndpointService, IamTokenService, JobService, OperationService
 from .faults import Faults
 from .jobs import Jobs
 from .logs import Logs
@@ -98,6 +99,7 @@ class ControlPlane:
         job_grpc.add_JobServiceServicer_to_server(JobService(self), self._server)
         operation_grpc.add_OperationServiceServicer_to_server(OperationService(self), self._server)
         endpoint_grpc.add_ApiEndpointServiceServicer_to_server(ApiEndpointService(self), self._server)
+        iam_grpc.add_IamTokenServiceServicer_to_server(IamTokenService(self), self._server)
         self._server.add_generic_rpc_handlers((self.agents.handler(),))
         if self.options.tls_cert:
             ca = read(self.options.client_ca) if self.options.client_ca else None
