@@ -172,7 +172,7 @@ check-spark: all
 
 # What takes longer: the other compiler, sanitizers, valgrind, a further Spark line, the benchmark's goals.
 .PHONY: check-long check-clang check-sanitize check-valgrind check-spark-4 check-bench
-LONG_SUITES := check-clang check-analyze check-sanitize check-valgrind check-spark-4 check-bench check-sim-long
+LONG_SUITES := check-clang check-analyze check-network check-soak check-sanitize check-valgrind check-spark-4 check-bench check-sim-long
 check-long:
 	@scripts/deps
 	@set -e; for suite in $(LONG_SUITES); do echo "== $$suite"; $(MAKE) --no-print-directory $$suite; done
@@ -196,6 +196,17 @@ check-valgrind: $(UNIT)
 
 check-spark-4:
 	@$(MAKE) --no-print-directory SPARK_VERSION=4.3.0 check-spark
+
+# Hundreds of cancels through a network that fails, and two minutes of mixed load with faults: SEED= repeats one.
+.PHONY: check-network check-soak soak
+check-network: all
+	@NETWORK_WORLDS=5 NETWORK_DRIVERS=160 $(PYTEST) -s tests/integration/test_network.py
+
+check-soak: all
+	@SOAK_MINUTES=2 $(PYTHON) tests/soak/soak
+
+soak: all
+	@SOAK_MINUTES=$(or $(SOAK_MINUTES),30) $(PYTHON) tests/soak/soak
 
 # What the agent costs and how fast it is; BENCH_QUICK=1 is short and fails when a goal is missed.
 .PHONY: bench
@@ -280,6 +291,7 @@ help:
 	@echo 'make check           every suite: $(SUITES)'
 	@echo 'make check-long      what takes longer: $(LONG_SUITES)'
 	@echo 'make bench           time, memory, wake-ups, system calls, beside spark-submit --kill (BENCH_QUICK=1, BENCH_SPARK=0)'
+	@echo 'make soak            30 minutes of mixed load with faults: does anything grow? (SOAK_MINUTES=)'
 	@echo 'make layers          is the program built in its layers?'
 	@echo 'make lint, format    style of the sources'
 	@echo 'make install         DESTDIR= PREFIX=$(PREFIX); make uninstall leaves configuration and state'
