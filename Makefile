@@ -21,13 +21,16 @@ LDHARDEN := -pie -Wl,-z,relro -Wl,-z,now -Wl,-z,noexecstack -Wl,--as-needed
 ifneq ($(shell uname -m | grep -E 'x86_64'),)
 HARDEN += -fcf-protection=full
 endif
+ifneq ($(shell uname -m | grep -E 'aarch64'),)
+HARDEN += -mbranch-protection=standard
+endif
 ifneq ($(SANITIZE),)
 OPTIMIZE := -O1 -g -fno-omit-frame-pointer
 HARDEN += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all
 LDHARDEN += -fsanitize=$(SANITIZE)
 DEFINES := -DDEBUG_CHECKS=1
 else
-HARDEN += -D_FORTIFY_SOURCE=2
+HARDEN += -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3
 DEFINES ?=
 endif
 
@@ -132,7 +135,7 @@ check-mutants: $(BUILD)/sim/sim $(BUILD)/unit/test_cancel
 export BUILD PYTHON
 PYTEST := $(PYTHON) -m pytest -q -p no:cacheprovider -W error::pytest.PytestUnknownMarkWarning
 SPARK_VERSION ?= 3.5.9
-SUITES := check-unit check-sim check-layers check-packaging check-integration check-spark
+SUITES := check-unit check-sim check-layers check-hardening check-packaging check-integration check-spark
 
 .PHONY: check check-all check-unit check-layers check-packaging check-integration check-spark
 check:
@@ -152,6 +155,11 @@ check-layers: $(LIBRARY_O)
 .PHONY: layers
 layers: check-layers
 
+# Read from the built programs: is what docs/security.md says of compiler and linker so?
+.PHONY: check-hardening
+check-hardening: all
+	@scripts/check-hardening $(PROGRAMS)
+
 check-packaging: all
 	@MAKE="$(MAKE)" scripts/check-packaging
 
@@ -164,7 +172,7 @@ check-spark: all
 
 # What takes longer: the other compiler, sanitizers, valgrind, a further Spark line, the benchmark's goals.
 .PHONY: check-long check-clang check-sanitize check-valgrind check-spark-4 check-bench
-LONG_SUITES := check-clang check-sanitize check-valgrind check-spark-4 check-bench check-sim-long
+LONG_SUITES := check-clang check-analyze check-network check-soak check-sanitize check-valgrind check-spark-4 check-bench check-sim-long
 check-long:
 	@scripts/deps
 	@set -e; for suite in $(LONG_SUITES); do echo "== $$suite"; $(MAKE) --no-print-directory $$suite; done
@@ -189,6 +197,17 @@ check-valgrind: $(UNIT)
 check-spark-4:
 	@$(MAKE) --no-print-directory SPARK_VERSION=4.3.0 check-spark
 
+# Hundreds of cancels through a network that fails, and two minutes of mixed load with faults: SEED= repeats one.
+.PHONY: check-network check-soak soak
+check-network: all
+	@NETWORK_WORLDS=5 NETWORK_DRIVERS=160 $(PYTEST) -s tests/integration/test_network.py
+
+check-soak: all
+	@SOAK_MINUTES=2 $(PYTHON) tests/soak/soak
+
+soak: all
+	@SOAK_MINUTES=$(or $(SOAK_MINUTES),30) $(PYTHON) tests/soak/soak
+
 # What the agent costs and how fast it is; BENCH_QUICK=1 is short and fails when a goal is missed.
 .PHONY: bench
 bench: all
@@ -205,10 +224,15 @@ demo:
 	@scripts/deps build spark
 	@$(PYTHON) scripts/demo
 
+# gcc's and clang's static analysis of the product: no finding stands, except where a line says why (.clang-tidy).
+.PHONY: check-analyze
+check-analyze: $(GENERATED)/.stamp
+	@scripts/check-analyze $(COMMON_C) agent/main.c agent/ctl.c $(AGENT_C) -- $(CPPFLAGS_ALL)
+
 FORMATTED = $(wildcard common/*.[ch] agent/*.[ch] tests/unit/*.[ch])
 .PHONY: lint format
 # clang-format's opinion is advice here, the rest is a gate.
-lint:
+lint: check-analyze
 	@clang-format --dry-run $(FORMATTED) 2>&1 | grep -c 'warning: code should be clang-formatted' | \
 		sed 's/^/lint: places that clang-format would change: /' || true
 	@for script in scripts/* .ci/run; do case $$(head -n 1 $$script) in \
@@ -267,6 +291,7 @@ help:
 	@echo 'make check           every suite: $(SUITES)'
 	@echo 'make check-long      what takes longer: $(LONG_SUITES)'
 	@echo 'make bench           time, memory, wake-ups, system calls, beside spark-submit --kill (BENCH_QUICK=1, BENCH_SPARK=0)'
+	@echo 'make soak            30 minutes of mixed load with faults: does anything grow? (SOAK_MINUTES=)'
 	@echo 'make layers          is the program built in its layers?'
 	@echo 'make lint, format    style of the sources'
 	@echo 'make install         DESTDIR= PREFIX=$(PREFIX); make uninstall leaves configuration and state'

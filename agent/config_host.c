@@ -23,7 +23,7 @@
 int config_host_name(char **ret) {
         struct utsname names;
         if (uname(&names) < 0)
-                return -errno;
+                return -EFAULT; /* its only error */
         char *name = strdup(names.nodename);
         if (!name)
                 return -ENOMEM;

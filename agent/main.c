@@ -22,6 +22,7 @@
 
 #include <fcntl.h>
 #include <getopt.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 
@@ -367,6 +368,14 @@ static int make_signals(struct program *p) {
         return r < 0 ? fail("signals", r) : 0;
 }
 
+/* Tokens and keys are in this memory. No core is written, and no process of the same user (with `escalation` that is
+ * every job on the node) may attach to it or read it through /proc/PID/mem; root may. LeakSanitizer attaches. */
+static void hide_memory(void) {
+#ifndef DEBUG_CHECKS
+        (void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+#endif
+}
+
 /* ---- run ------------------------------------------------------------------------------------------------------------- */
 
 static int run(struct program *p) {
@@ -411,6 +420,7 @@ int main(int argc, char *argv[]) {
                 return EXIT_FAILURE;
         if (action == ACTION_EXIT)
                 return EXIT_SUCCESS;
+        hide_memory();
         if (action == ACTION_RUN)
                 log_open();
         (void)umask(0077);

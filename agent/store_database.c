@@ -112,7 +112,7 @@ static int connect_database(struct store *store) {
 
 /* Ours, in a version that we know? `ret_version` 0: an empty file. */
 static int identify(struct store *store, uint32_t *ret_version) {
-        int64_t application, version, objects;
+        int64_t application = 0, version = 0, objects = 0;
         int r;
 
         if ((r = store_query_i64(store, "PRAGMA application_id", &application)) < 0 ||
