@@ -24,6 +24,7 @@
 #define STREAM_WINDOW 8192
 #define FRAMES_MAX 200
 #define TALK_MAX (128 * 1024)
+#define END_STEPS_MAX 16 /* for the calls that waited to fail at the next connection, and one that is made then */
 #define PIECES_MAX 64 /* each costs turns of the loop */
 
 enum choice {
@@ -49,6 +50,7 @@ struct peer {
         size_t piece;
         int fd;           /* our end; -1: closed */
         bool ended, called_again;
+        unsigned waited; /* steps since the end */
         struct grpc_channel *channel;
         struct call calls[3];
         size_t call_count;
@@ -176,6 +178,13 @@ static void hear(const struct peer *with) {
                 ;
 }
 
+static bool calls_are_over(const struct peer *with) {
+        for (size_t i = 0; i < with->call_count; i++)
+                if (with->calls[i].call && with->calls[i].closed == 0)
+                        return false;
+        return true;
+}
+
 static bool peer_step(void *userdata) {
         struct peer *with = userdata;
 
@@ -183,7 +192,7 @@ static bool peer_step(void *userdata) {
                 return false;
         hear(with);
         if (with->ended)
-                return false;
+                return !calls_are_over(with) && ++with->waited < END_STEPS_MAX;
         if (with->talk.size > 0) {
                 size_t size = base_min_u64(with->piece, with->talk.size);
                 ssize_t n = send(with->fd, with->talk.data, size, MSG_NOSIGNAL | MSG_DONTWAIT);
