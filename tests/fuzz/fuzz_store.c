@@ -29,7 +29,7 @@ struct loaded {
 };
 
 static struct buffer sound = BUFFER_INIT(FILE_BYTES_MAX), sound_log = BUFFER_INIT(FILE_BYTES_MAX);
-static char state_directory[100], database[128], database_log[128];
+static char state_directory[100], database[128], database_log[160];
 static bool preparing; /* our own connection */
 
 /* ---- SQL from the file is seen by the authorizer: its last argument names the trigger or view it came from ------- */
