@@ -229,7 +229,7 @@ demo:
 	@scripts/deps build spark
 	@$(PYTHON) scripts/demo
 
-FORMATTED = $(wildcard common/*.[ch] agent/*.[ch] tests/unit/*.[ch])
+FORMATTED = $(wildcard common/*.[ch] agent/*.[ch] tests/unit/*.[ch] tests/fuzz/*.[ch])
 .PHONY: lint format
 # clang-format's opinion is advice here, the rest is a gate.
 lint:

@@ -13,12 +13,12 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 /* FUZZ_CHECK() - what the product promises; ends the program in any build. */
-#define FUZZ_CHECK(condition)                                                                          \
-        do {                                                                                           \
-                if (!(condition)) {                                                                    \
-                        (void)fprintf(stderr, "%s:%d: broken: %s\n", __FILE__, __LINE__, #condition);  \
-                        abort();                                                                       \
-                }                                                                                      \
+#define FUZZ_CHECK(condition)                                                                                          \
+        do {                                                                                                           \
+                if (!(condition)) {                                                                                    \
+                        (void)fprintf(stderr, "%s:%d: broken: %s\n", __FILE__, __LINE__, #condition);                  \
+                        abort();                                                                                       \
+                }                                                                                                      \
         } while (0)
 
 /* fuzz_is_clean() - UTF-8 without control characters (C0, DEL, C1). A second statement of what base_text_escape()
@@ -33,10 +33,10 @@ static inline bool fuzz_is_clean(const char *text) {
 }
 
 /* FUZZ_CHECK_TEXT() - text for people or the wire: terminated within its array, and clean. */
-#define FUZZ_CHECK_TEXT(array)                                                   \
-        do {                                                                     \
-                FUZZ_CHECK(strnlen(array, sizeof(array)) < sizeof(array));       \
-                FUZZ_CHECK(fuzz_is_clean(array));                                \
+#define FUZZ_CHECK_TEXT(array)                                                                                         \
+        do {                                                                                                           \
+                FUZZ_CHECK(strnlen(array, sizeof(array)) < sizeof(array));                                             \
+                FUZZ_CHECK(fuzz_is_clean(array));                                                                      \
         } while (0)
 
 /* ---- the input as a sequence of small choices; what is not there is 0 ------------------------------------- */
@@ -57,13 +57,14 @@ static inline uint16_t fuzz_take_u16(struct span *input) {
 
 /* fuzz_take() - the next `size` bytes, or as many as there are. */
 static inline struct span fuzz_take(struct span *input, size_t size) {
-        struct span taken = {input->data, size < input->size ? size : input->size};
+        struct span taken = { input->data, size < input->size ? size : input->size };
         input->data += taken.size;
         input->size -= taken.size;
         return taken;
 }
 
-/* fuzz_text() - bytes as a C string on the heap, so that a sanitizer sees who reads past it; it ends at the first NUL. */
+/* fuzz_text() - bytes as a C string on the heap, so that a sanitizer sees who reads past it; it ends at the first NUL.
+ */
 static inline char *fuzz_text(struct span bytes) {
         char *text = malloc(bytes.size + 1);
         FUZZ_CHECK(text);

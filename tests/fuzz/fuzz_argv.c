@@ -73,7 +73,7 @@ static void check_mentions(struct span bytes) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-        struct span input = {data, size};
+        struct span input = { data, size };
         const bool cut = fuzz_take_u8(&input) & 1;
         struct driver_argv argv;
 

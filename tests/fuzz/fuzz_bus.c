@@ -41,14 +41,14 @@ static struct bus *bus;
 
 static void on_status(struct bus_status *ret, void *userdata) {
         (void)userdata;
-        *ret = (struct bus_status){.version = "1", .summary = SHOWN_STATUS, .connected = true, .revision = -1};
+        *ret = (struct bus_status){ .version = "1", .summary = SHOWN_STATUS, .connected = true, .revision = -1 };
 }
 
 static int on_list(bool all, int (*visit)(const struct bus_operation *operation, void *visitor), void *visitor,
                    void *userdata) {
         static const struct bus_operation operations[] = {
-                {.operation_id = "op-1", .job_id = "j1", .state = "WAIT", .kill_requests = 2},
-                {.operation_id = "op-2", .job_id = "j2", .state = "DONE", .message = SHOWN_STATUS},
+                { .operation_id = "op-1", .job_id = "j1", .state = "WAIT", .kill_requests = 2 },
+                { .operation_id = "op-2", .job_id = "j2", .state = "DONE", .message = SHOWN_STATUS },
         };
 
         (void)userdata;
@@ -80,7 +80,7 @@ static int on_metrics(struct buffer *out, void *userdata) {
 }
 
 static void start(void) {
-        static const struct bus_handlers handlers = {on_status, on_list, on_reload, on_retry, on_metrics};
+        static const struct bus_handlers handlers = { on_status, on_list, on_reload, on_retry, on_metrics };
         char path[100];
 
         if (bus)
@@ -93,7 +93,8 @@ static void start(void) {
 /* ---- what the peer says ----------------------------------------------------------------------------------------- */
 
 static void put_u32(struct buffer *out, size_t value) {
-        const uint8_t bytes[] = {(uint8_t)value, (uint8_t)(value >> 8), (uint8_t)(value >> 16), (uint8_t)(value >> 24)};
+        const uint8_t bytes[] = { (uint8_t)value, (uint8_t)(value >> 8), (uint8_t)(value >> 16),
+                                  (uint8_t)(value >> 24) };
 
         FUZZ_CHECK(buffer_append(out, bytes, sizeof(bytes)) == 0);
 }
@@ -105,19 +106,19 @@ static void align(struct buffer *out, size_t start_at) {
 
 /* One header field: code, variant signature, and a text (for a signature its size is one byte). */
 static void put_field(struct buffer *out, size_t start_at, uint8_t code, char type, struct span text) {
-        const char head[] = {(char)code, 1, type, 0};
+        const char head[] = { (char)code, 1, type, 0 };
 
         align(out, start_at);
         FUZZ_CHECK(buffer_append(out, head, sizeof(head)) == 0);
         if (type == 'g')
-                FUZZ_CHECK(buffer_append(out, &(uint8_t){(uint8_t)text.size}, 1) == 0);
+                FUZZ_CHECK(buffer_append(out, &(uint8_t){ (uint8_t)text.size }, 1) == 0);
         else
                 put_u32(out, text.size);
         FUZZ_CHECK(buffer_append(out, text.data, text.size) == 0 && buffer_append(out, "", 1) == 0);
 }
 
 static struct span text_span(const char *text) {
-        return (struct span){(const uint8_t *)text, strlen(text)};
+        return (struct span){ (const uint8_t *)text, strlen(text) };
 }
 
 /* https://dbus.freedesktop.org/doc/dbus-specification.html#message-protocol-messages */
@@ -125,23 +126,23 @@ static void put_call(struct buffer *out, uint8_t choice, uint32_t serial, struct
         static const struct {
                 const char *path, *interface, *member;
         } members[] = {
-                {BUS_PATH, BUS_NAME, "Status"},
-                {BUS_PATH, BUS_NAME, "List"},
-                {BUS_PATH, BUS_NAME, "Show"},
-                {BUS_PATH, BUS_NAME, "Metrics"},
-                {BUS_PATH, BUS_NAME, "Reload"},
-                {BUS_PATH, BUS_NAME, "Retry"},
-                {BUS_PATH, BUS_NAME, "Nonsense"},
-                {BUS_PATH, "org.freedesktop.DBus.Properties", "Get"},
-                {BUS_PATH, "org.freedesktop.DBus.Properties", "Set"},
-                {BUS_PATH, "org.freedesktop.DBus.Properties", "GetAll"},
-                {BUS_PATH, "org.freedesktop.DBus.Introspectable", "Introspect"},
-                {BUS_PATH, "org.freedesktop.DBus.Peer", "Ping"},
-                {"/", "org.freedesktop.DBus.Introspectable", "Introspect"},
-                {"/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello"},
+                { BUS_PATH, BUS_NAME, "Status" },
+                { BUS_PATH, BUS_NAME, "List" },
+                { BUS_PATH, BUS_NAME, "Show" },
+                { BUS_PATH, BUS_NAME, "Metrics" },
+                { BUS_PATH, BUS_NAME, "Reload" },
+                { BUS_PATH, BUS_NAME, "Retry" },
+                { BUS_PATH, BUS_NAME, "Nonsense" },
+                { BUS_PATH, "org.freedesktop.DBus.Properties", "Get" },
+                { BUS_PATH, "org.freedesktop.DBus.Properties", "Set" },
+                { BUS_PATH, "org.freedesktop.DBus.Properties", "GetAll" },
+                { BUS_PATH, "org.freedesktop.DBus.Introspectable", "Introspect" },
+                { BUS_PATH, "org.freedesktop.DBus.Peer", "Ping" },
+                { "/", "org.freedesktop.DBus.Introspectable", "Introspect" },
+                { "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello" },
         };
         const size_t member = (choice & 0x7f) % ARRAY_SIZE(members), start_at = out->size;
-        const uint8_t head[] = {'l', 1, choice & 0x80 ? 1 : 0 /* no reply expected */, 1};
+        const uint8_t head[] = { 'l', 1, choice & 0x80 ? 1 : 0 /* no reply expected */, 1 };
 
         FUZZ_CHECK(buffer_append(out, head, sizeof(head)) == 0);
         put_u32(out, body.size);
@@ -223,7 +224,7 @@ static bool peer_step(void *userdata) {
 }
 
 static int connect_bus(void) {
-        struct sockaddr_un address = {.sun_family = AF_UNIX};
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
         int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
         (void)snprintf(address.sun_path, sizeof(address.sun_path), "%s/bus", fuzz_directory);
@@ -234,9 +235,9 @@ static int connect_bus(void) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         static const char authentication[] = "\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n";
         _cleanup_(buffer_deinit) struct buffer talk = BUFFER_INIT(TALK_MAX);
-        struct span input = {data, size};
+        struct span input = { data, size };
         const enum choice choice = (enum choice)(fuzz_take_u8(&input) % CHOICE_COUNT);
-        struct peer with = {.heard = BUFFER_INIT(HEARD_MAX)};
+        struct peer with = { .heard = BUFFER_INIT(HEARD_MAX) };
 
         start();
         if (choice != CHOICE_RAW)
@@ -245,11 +246,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                 put_calls(&talk, input);
         else
                 FUZZ_CHECK(buffer_append(&talk, input.data, base_min_u64(input.size, 4096)) == 0);
-        with.talk = (struct span){talk.data, talk.size};
+        with.talk = (struct span){ talk.data, talk.size };
         peer = &with;
         with.fd = connect_bus();
         fuzz_loop_run(fuzz_loop(), peer_step, &with);
-        check_heard((struct span){with.heard.data, with.heard.size});
+        check_heard((struct span){ with.heard.data, with.heard.size });
         /* Only what was asked for by name was done. */
         FUZZ_CHECK(with.reloads == 0 || memmem(talk.data, talk.size, "Reload", 6));
         FUZZ_CHECK(with.retries == 0 || memmem(talk.data, talk.size, "Retry", 5));

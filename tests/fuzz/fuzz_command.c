@@ -62,13 +62,13 @@ static bool next_foreign(struct span *rest, struct command_wire_field *ret) {
 
 /* The Operation of the report has the command's foreign fields, in their order and bytes, and no other. */
 static void check_unowned(struct span before, struct span after) {
-        struct command_wire_field old, new;
+        struct command_wire_field was, is;
 
-        while (next_foreign(&before, &old)) {
-                FUZZ_CHECK(next_foreign(&after, &new));
-                FUZZ_CHECK(old.raw.size == new.raw.size && memcmp(old.raw.data, new.raw.data, old.raw.size) == 0);
+        while (next_foreign(&before, &was)) {
+                FUZZ_CHECK(next_foreign(&after, &is));
+                FUZZ_CHECK(was.raw.size == is.raw.size && memcmp(was.raw.data, is.raw.data, was.raw.size) == 0);
         }
-        FUZZ_CHECK(!next_foreign(&after, &new));
+        FUZZ_CHECK(!next_foreign(&after, &is));
 }
 
 static struct span report_operation(struct span encoded) {
@@ -131,7 +131,7 @@ static void check_report(const struct command_event *event) {
         FUZZ_CHECK(command_encode_report(&report, &out) == 0);
         FUZZ_CHECK(command_encode_report(&report, &again) == 0);
         FUZZ_CHECK(out.size == again.size && memcmp(out.data, again.data, out.size) == 0);
-        const struct span encoded = {out.data, out.size};
+        const struct span encoded = { out.data, out.size };
         if (report.operation.size > 0)
                 check_unowned(report.operation, report_operation(encoded));
         check_readable(encoded, &report);
@@ -164,7 +164,7 @@ static void check_results(struct span message) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-        const struct span message = {data, size};
+        const struct span message = { data, size };
         struct command_event event;
 
         check_results(message);

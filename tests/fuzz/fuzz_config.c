@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The configuration file. The machine (host name, addresses, users) is replaced when the program is linked, for the same
- * file must mean the same on each machine.
+ * The configuration file. The machine (host name, addresses, users) is replaced when the program is linked, for the
+ * same file must mean the same on each machine.
  *
  * A file that is taken must be complete, hold together, and print as a file that is taken as the same; one that is
  * refused must say why in one clean line.
@@ -86,7 +86,7 @@ static void check_round_trip(const struct config *config) {
         char error[CONFIG_ERROR_MAX];
 
         FUZZ_CHECK(config_print(config, &text) == 0);
-        int r = load((struct span){text.data, text.size}, &same, error);
+        int r = load((struct span){ text.data, text.size }, &same, error);
         if (r < 0)
                 (void)fprintf(stderr, "%s\n%s", error, buffer_text(&text));
         FUZZ_CHECK(r == 0);
@@ -99,7 +99,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         _cleanup_(config_free_pointer) struct config *config = NULL;
         char error[CONFIG_ERROR_MAX];
 
-        if (load((struct span){data, size}, &config, error) < 0) {
+        if (load((struct span){ data, size }, &config, error) < 0) {
                 FUZZ_CHECK_TEXT(error);
                 FUZZ_CHECK(base_text_starts_with(error, path));
                 return 0;

@@ -25,15 +25,15 @@
 #define FRAMES_MAX 200
 #define TALK_MAX (128 * 1024)
 #define END_STEPS_MAX 16 /* for the calls that waited to fail at the next connection, and one that is made then */
-#define PIECES_MAX 64 /* each costs turns of the loop */
+#define PIECES_MAX 64    /* each costs turns of the loop */
 
 enum choice {
         CHOICE_MANUAL_WINDOW = 0x01,
-        CHOICE_CONSUME = 0x02,      /* give each message back at once */
+        CHOICE_CONSUME = 0x02, /* give each message back at once */
         CHOICE_FREE_ON_MESSAGE = 0x04,
         CHOICE_DROP_ON_MESSAGE = 0x08,
-        CHOICE_PIECES = 0x30,       /* 0: all at once, else at least 1, 7 or 64 bytes */
-        CHOICE_CALL_AGAIN = 0x40,   /* a further call when one has ended */
+        CHOICE_PIECES = 0x30,     /* 0: all at once, else at least 1, 7 or 64 bytes */
+        CHOICE_CALL_AGAIN = 0x40, /* a further call when one has ended */
         CHOICE_FRAMED = 0x80,
 };
 
@@ -48,7 +48,7 @@ struct peer {
         uint8_t choices;
         struct span talk; /* not said yet */
         size_t piece;
-        int fd;           /* our end; -1: closed */
+        int fd; /* our end; -1: closed */
         bool begun, ended, called_again;
         unsigned waited; /* steps since the end */
         struct grpc_channel *channel;
@@ -84,7 +84,7 @@ int h2_dial_start(struct event *event, struct resolve *resolve, const char *host
         (void)resolve;
         (void)rotation;
         FUZZ_CHECK(dial && strcmp(host, "192.0.2.1") == 0 && port == 443);
-        *dial = (struct h2_dial){.handler = handler, .userdata = userdata};
+        *dial = (struct h2_dial){ .handler = handler, .userdata = userdata };
         FUZZ_CHECK(event_add_deferred(event, "fuzz-dial", on_dial, dial, &dial->deferred) == 0);
         FUZZ_CHECK(event_deferred_schedule(dial->deferred) == 0);
         *ret = dial;
@@ -152,11 +152,11 @@ static int on_close(struct grpc_call *grpc, const struct grpc_result *result, vo
 }
 
 static void call_start(struct peer *with, bool streaming) {
-        static const struct grpc_call_handlers handlers = {on_message, on_close};
+        static const struct grpc_call_handlers handlers = { on_message, on_close };
         struct call *call = &with->calls[with->call_count++];
         const struct grpc_call_options options = {
                 .path = streaming ? "/s.S/Watch" : "/s.S/Report",
-                .request = {(const uint8_t *)"request", 7},
+                .request = { (const uint8_t *)"request", 7 },
                 .bearer_token = "secret",
                 .timeout_usec = USEC_NEVER,
                 .response_max = MESSAGE_MAX,
@@ -164,7 +164,7 @@ static void call_start(struct peer *with, bool streaming) {
                 .manual_window = streaming && (with->choices & CHOICE_MANUAL_WINDOW),
         };
 
-        *call = (struct call){.peer = with, .streaming = streaming};
+        *call = (struct call){ .peer = with, .streaming = streaming };
         FUZZ_CHECK(grpc_call_start(with->channel, &options, &handlers, call, &call->call) == 0);
 }
 
@@ -178,8 +178,8 @@ static void hear(const struct peer *with) {
                 ;
 }
 
-/* The calls begin only when the server's first SETTINGS are there, and what is said of a stream before it exists ends the
- * connection. So the first frame, or what stands in its place, comes alone. */
+/* The calls begin only when the server's first SETTINGS are there, and what is said of a stream before it exists ends
+ * the connection. So the first frame, or what stands in its place, comes alone. */
 static size_t first_frame(struct span talk) {
         return talk.size < 9 ? talk.size : 9 + ((size_t)talk.data[0] << 16 | (size_t)talk.data[1] << 8 | talk.data[2]);
 }
@@ -214,15 +214,17 @@ static bool peer_step(void *userdata) {
 }
 
 static void put_frame(struct buffer *talk, uint8_t type, uint8_t flags, uint8_t stream, struct span payload) {
-        const uint8_t header[9] = {0, (uint8_t)(payload.size >> 8), (uint8_t)payload.size, type, flags, 0, 0, 0, stream};
+        const uint8_t header[9] = {
+                0, (uint8_t)(payload.size >> 8), (uint8_t)payload.size, type, flags, 0, 0, 0, stream
+        };
 
         FUZZ_CHECK(buffer_append(talk, header, sizeof(header)) == 0);
         FUZZ_CHECK(buffer_append(talk, payload.data, payload.size) == 0);
 }
 
 static void make_frames(struct buffer *talk, struct span input) {
-        put_frame(talk, 4, 0, 0, (struct span){0}); /* SETTINGS */
-        put_frame(talk, 4, 1, 0, (struct span){0}); /* and the acknowledgement of ours */
+        put_frame(talk, 4, 0, 0, (struct span){ 0 }); /* SETTINGS */
+        put_frame(talk, 4, 1, 0, (struct span){ 0 }); /* and the acknowledgement of ours */
         for (unsigned i = 0; i < FRAMES_MAX && input.size > 0; i++) {
                 uint8_t type = fuzz_take_u8(&input), flags = fuzz_take_u8(&input), stream = fuzz_take_u8(&input);
                 size_t size = fuzz_take_u8(&input);
@@ -243,21 +245,21 @@ static void check_end(struct peer *with) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-        static const size_t pieces[] = {SIZE_MAX, 1, 7, 64};
-        static const struct grpc_channel_options options = {.endpoint = "http://192.0.2.1:443",
-                                                            .user_agent = "fuzz/1",
-                                                            .connect_timeout_usec = USEC_PER_HOUR,
-                                                            .stream_window = STREAM_WINDOW};
+        static const size_t pieces[] = { SIZE_MAX, 1, 7, 64 };
+        static const struct grpc_channel_options options = { .endpoint = "http://192.0.2.1:443",
+                                                             .user_agent = "fuzz/1",
+                                                             .connect_timeout_usec = USEC_PER_HOUR,
+                                                             .stream_window = STREAM_WINDOW };
         _cleanup_(buffer_deinit) struct buffer talk = BUFFER_INIT(TALK_MAX);
         struct fuzz_loop *loop = fuzz_loop();
-        struct span input = {data, size};
-        struct peer with = {.choices = fuzz_take_u8(&input), .fd = -1};
+        struct span input = { data, size };
+        struct peer with = { .choices = fuzz_take_u8(&input), .fd = -1 };
 
         peer = &with;
         with.talk = input;
         if (with.choices & CHOICE_FRAMED) {
                 make_frames(&talk, input);
-                with.talk = (struct span){talk.data, talk.size};
+                with.talk = (struct span){ talk.data, talk.size };
         }
         with.piece = pieces[(with.choices & CHOICE_PIECES) >> 4];
         with.piece = base_max_u64(with.piece, with.talk.size / PIECES_MAX + 1);

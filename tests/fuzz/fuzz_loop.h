@@ -5,8 +5,8 @@
  *
  * One loop serves all inputs of a process. What the peer says is put into a local socket in pieces; the next piece, and
  * the end, come when the product has nothing left to do: no clock and no thread decides, so the same bytes take the
- * same path. "Nothing left to do" is a deferred source's call, which the loop makes when no descriptor is ready, a few times
- * over, since the product's own deferred sources run in that pass, too.
+ * same path. "Nothing left to do" is a deferred source's call, which the loop makes when no descriptor is ready, a few
+ * times over, since the product's own deferred sources run in that pass, too.
  */
 #include "fuzz.h"
 #include "event.h"

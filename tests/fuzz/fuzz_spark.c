@@ -30,7 +30,7 @@ struct server {
         uint8_t choices;
         struct span replies[2];
         struct buffer talk;
-        int fd; /* the connection that is served; -1: none */
+        int fd;       /* the connection that is served; -1: none */
         bool replied; /* on this connection: nothing more comes on it */
         unsigned connections;
         bool answered;
@@ -41,7 +41,7 @@ static int listen_fd = -1;
 static char url[40];
 
 static void start(void) {
-        struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
         socklen_t size = sizeof(address);
 
         if (listen_fd >= 0)
@@ -56,7 +56,7 @@ static void start(void) {
 /* ---- the master ----------------------------------------------------------------------------------------------- */
 
 static void server_hang_up(struct server *server) {
-        const struct linger linger = {.l_onoff = 1};
+        const struct linger linger = { .l_onoff = 1 };
 
         if (server->fd < 0)
                 return;
@@ -75,15 +75,15 @@ static void make_talk(struct server *server, struct span reply) {
         FUZZ_CHECK(buffer_append(&server->talk, reply.data, reply.size) == 0);
 }
 
-/* The whole reply at once, when the request is there, and then the end: no wait of libcurl's needs a clock to be over. */
+/* The whole reply at once, when the request is there, and then the end: no wait of libcurl's needs a clock to be over.
+ */
 static void server_talk(struct server *server, struct span reply) {
         uint8_t request[4096];
 
         if (server->replied || recv(server->fd, request, sizeof(request), MSG_DONTWAIT) <= 0)
                 return;
         make_talk(server, reply);
-        FUZZ_CHECK(send(server->fd, server->talk.data, server->talk.size, MSG_NOSIGNAL) ==
-                   (ssize_t)server->talk.size);
+        FUZZ_CHECK(send(server->fd, server->talk.data, server->talk.size, MSG_NOSIGNAL) == (ssize_t)server->talk.size);
         FUZZ_CHECK(shutdown(server->fd, SHUT_WR) == 0);
         server->replied = true;
         server->connections++;
@@ -144,12 +144,12 @@ static void check(const struct server *server) {
 }
 
 static void ask(struct server *server) {
-        const char *const masters[] = {url, url}, *const hosts[] = {"192.0.2.1"};
-        const struct spark_options options = {.masters = masters,
-                                              .master_count = 2,
-                                              .worker_hosts = hosts,
-                                              .worker_host_count = 1,
-                                              .request_timeout_usec = USEC_PER_HOUR};
+        const char *const masters[] = { url, url }, *const hosts[] = { "192.0.2.1" };
+        const struct spark_options options = { .masters = masters,
+                                               .master_count = 2,
+                                               .worker_hosts = hosts,
+                                               .worker_host_count = 1,
+                                               .request_timeout_usec = USEC_PER_HOUR };
         struct event *event = fuzz_loop()->event;
         struct spark_request *request = NULL;
         struct spark *spark = NULL;
@@ -166,8 +166,8 @@ static void ask(struct server *server) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-        struct span input = {data, size};
-        struct server server = {.choices = fuzz_take_u8(&input), .fd = -1, .talk = BUFFER_INIT(256 * 1024)};
+        struct span input = { data, size };
+        struct server server = { .choices = fuzz_take_u8(&input), .fd = -1, .talk = BUFFER_INIT(256 * 1024) };
 
         start();
         server.replies[0] = fuzz_take(&input, base_min_u64(fuzz_take_u16(&input), REPLY_MAX));

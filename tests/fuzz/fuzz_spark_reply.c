@@ -12,7 +12,9 @@
 #define DRIVER_ID "driver-20261107101500-0001"
 
 static int pick_status(uint8_t choice) {
-        static const int statuses[] = {200, 200, 200, 200, 400, 401, 403, 404, 405, 408, 414, 431, 468, 500, 503, 302};
+        static const int statuses[] = {
+                200, 200, 200, 200, 400, 401, 403, 404, 405, 408, 414, 431, 468, 500, 503, 302
+        };
 
         return choice < 0xf0 ? statuses[choice % ARRAY_SIZE(statuses)] : choice * 3;
 }
@@ -51,7 +53,7 @@ static void check_success(const struct spark_reply *reply, enum spark_question q
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-        struct span input = {data, size};
+        struct span input = { data, size };
         const enum spark_question question = fuzz_take_u8(&input) & 1 ? SPARK_QUESTION_KILL : SPARK_QUESTION_STATUS;
         const int status = pick_status(fuzz_take_u8(&input));
         struct spark_reply reply;

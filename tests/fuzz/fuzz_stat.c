@@ -16,8 +16,9 @@ static void check_stat(const char *bytes, size_t size) {
                 return;
         FUZZ_CHECK(stat.pid >= 0 && stat.parent >= 0);
         FUZZ_CHECK(stat.state >= 'A' && stat.state <= 'z');
-        int length = snprintf(text, sizeof(text), "%d (a) b (c) %c %d 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 %u 0 %" PRIu64 " 0\n",
-                              stat.pid, stat.state, stat.parent, stat.threads, stat.start_ticks);
+        int length =
+                snprintf(text, sizeof(text), "%d (a) b (c) %c %d 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 %u 0 %" PRIu64 " 0\n",
+                         stat.pid, stat.state, stat.parent, stat.threads, stat.start_ticks);
         FUZZ_CHECK(driver_stat_parse(text, (size_t)length, &again) == 0);
         FUZZ_CHECK(stat.pid == again.pid && stat.state == again.state && stat.parent == again.parent &&
                    stat.threads == again.threads && stat.start_ticks == again.start_ticks);
@@ -32,7 +33,8 @@ static void check_status(const char *bytes, size_t size) {
 
         if (driver_status_parse_uids(bytes, size, uids) < 0)
                 return;
-        int length = snprintf(text, sizeof(text), "Name:\tx\nUid:\t%u\t%u\t%u\t%u\n", uids[0], uids[1], uids[2], uids[3]);
+        int length =
+                snprintf(text, sizeof(text), "Name:\tx\nUid:\t%u\t%u\t%u\t%u\n", uids[0], uids[1], uids[2], uids[3]);
         FUZZ_CHECK(driver_status_parse_uids(text, (size_t)length, again) == 0);
         FUZZ_CHECK(memcmp(uids, again, sizeof(uids)) == 0);
         FUZZ_CHECK(memmem(bytes, size, "Uid:", 4));

@@ -65,7 +65,7 @@ static int on_connection(sqlite3 *db, char **error, const struct sqlite3_api_rou
 /* ---- a sound database ----------------------------------------------------------------------------------------- */
 
 static struct store_operation make_operation(const char *id, int64_t sequence) {
-        static const uint8_t bytes[40] = {0x0a, 0x03};
+        static const uint8_t bytes[40] = { 0x0a, 0x03 };
 
         return (struct store_operation){
                 .operation_id = id,
@@ -73,9 +73,9 @@ static struct store_operation make_operation(const char *id, int64_t sequence) {
                 .job_id = "j1",
                 .created_by = "u1",
                 .boot_id = "8f1d2f3c-0000-4000-8000-000000000000",
-                .operation = {bytes, sizeof(bytes)},
+                .operation = { bytes, sizeof(bytes) },
                 .sequence = sequence,
-                .record = {.state = CANCEL_KILL, .word = CANCEL_WORD_RUNNING, .driver_id = "driver-20251124-0001"},
+                .record = { .state = CANCEL_KILL, .word = CANCEL_WORD_RUNNING, .driver_id = "driver-20251124-0001" },
         };
 }
 
@@ -147,7 +147,7 @@ static void start(void) {
 /* ---- a hostile one -------------------------------------------------------------------------------------------- */
 
 static void put_patched(const char *path, const struct buffer *good, struct span input) {
-        _cleanup_free_ uint8_t *bytes = fuzz_bytes((struct span){good->data, good->size});
+        _cleanup_free_ uint8_t *bytes = fuzz_bytes((struct span){ good->data, good->size });
         size_t size = good->size;
 
         while (input.size > 2) {
@@ -159,7 +159,7 @@ static void put_patched(const char *path, const struct buffer *good, struct span
                 struct span patch = fuzz_take(&input, base_min_u64(length, good->size - offset));
                 memcpy(bytes + offset, patch.data, patch.size);
         }
-        fuzz_put_file(AT_FDCWD, path, (struct span){bytes, size});
+        fuzz_put_file(AT_FDCWD, path, (struct span){ bytes, size });
 }
 
 static int on_progress(void *userdata) {
@@ -184,14 +184,15 @@ static void run_hostile(struct span input) {
         unsigned steps = 0;
         sqlite3 *db;
 
-        fuzz_put_file(AT_FDCWD, database, (struct span){sound.data, sound.size});
+        fuzz_put_file(AT_FDCWD, database, (struct span){ sound.data, sound.size });
         preparing = true;
         FUZZ_CHECK(sqlite3_open(database, &db) == SQLITE_OK);
         preparing = false;
         (void)sqlite3_db_config(db, SQLITE_DBCONFIG_DEFENSIVE, 0, NULL);
         (void)sqlite3_limit(db, SQLITE_LIMIT_LENGTH, FILE_BYTES_MAX);
-        (void)sqlite3_exec(db, "PRAGMA writable_schema = ON; PRAGMA synchronous = OFF; PRAGMA max_page_count = 100;"
-                               "PRAGMA journal_mode = MEMORY;",
+        (void)sqlite3_exec(db,
+                           "PRAGMA writable_schema = ON; PRAGMA synchronous = OFF; PRAGMA max_page_count = 100;"
+                           "PRAGMA journal_mode = MEMORY;",
                            NULL, NULL, NULL);
         (void)sqlite3_set_authorizer(db, on_authorize_hostile, NULL);
         sqlite3_progress_handler(db, 100, on_progress, &steps);
@@ -208,7 +209,7 @@ static void put_hostile(uint8_t choice, struct span input) {
                 run_hostile(input);
                 return;
         case CHOICE_LOG:
-                fuzz_put_file(AT_FDCWD, database, (struct span){sound.data, sound.size});
+                fuzz_put_file(AT_FDCWD, database, (struct span){ sound.data, sound.size });
                 put_patched(database_log, &sound_log, input);
                 return;
         case CHOICE_RAW:
@@ -251,7 +252,7 @@ static void unload(struct loaded *loaded) {
 
 /* After a commit that was told to be stored: everything that was there, and the new one. */
 static void check_stored(const struct loaded *before) {
-        struct loaded after = {0};
+        struct loaded after = { 0 };
         char error[STORE_ERROR_MAX];
         struct store_info info;
         struct store *store = NULL;
@@ -266,7 +267,7 @@ static void check_stored(const struct loaded *before) {
 }
 
 static void work(struct store *store) {
-        struct loaded before = {0};
+        struct loaded before = { 0 };
         bool stored = load(store, &before) && commit(store, "op-new") == 0;
 
         store_close(store);
@@ -282,15 +283,16 @@ static void check_left_alone(const struct buffer *before, bool with_log) {
         if (with_log) /* to read it at all, SQLite had to look into its log */
                 return;
         get_file(database, &after);
-        FUZZ_CHECK(before->size == after.size && (after.size == 0 || memcmp(before->data, after.data, after.size) == 0));
+        FUZZ_CHECK(before->size == after.size &&
+                   (after.size == 0 || memcmp(before->data, after.data, after.size) == 0));
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         _cleanup_(buffer_deinit) struct buffer before = BUFFER_INIT(FILE_BYTES_MAX);
-        struct span input = {data, size};
+        struct span input = { data, size };
         uint8_t choice = fuzz_take_u8(&input);
         char error[STORE_ERROR_MAX];
-        struct store_info info = {0};
+        struct store_info info = { 0 };
         struct store *store = NULL;
 
         start();

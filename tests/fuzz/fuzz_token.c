@@ -3,8 +3,8 @@
  * The bearer token: the metadata service's reply, and the token's file. http.c is replaced when the program is linked:
  * what the service says arrives as http.h gives it; its framing is fuzz_spark.c's.
  *
- * The first byte chooses: file or service; the HTTP status; the outcome. What comes out is a token of visible ASCII or none,
- * and no error text has a part of what might be a secret.
+ * The first byte chooses: file or service; the HTTP status; the outcome. What comes out is a token of visible ASCII or
+ * none, and no error text has a part of what might be a secret.
  */
 #include "fuzz_loop.h"
 #include "http.h"
@@ -64,13 +64,15 @@ static void try_service(struct event *event, uint8_t choices, struct span body) 
         const bool unreachable = choices & CHOICE_UNREACHABLE, refused = choices & CHOICE_STATUS;
         const struct http_result result = {
                 .outcome = unreachable ? HTTP_UNREACHABLE : HTTP_ANSWERED,
-                .status = unreachable ? 0 : refused ? 403 : 200,
-                .body = {(const uint8_t *)text, unreachable ? 0 : body.size},
+                .status = unreachable ? 0
+                          : refused   ? 403
+                                      : 200,
+                .body = { (const uint8_t *)text, unreachable ? 0 : body.size },
                 .error = unreachable ? "Connection refused" : "",
         };
         struct token *token = NULL;
 
-        FUZZ_CHECK(token_new(event, NULL, &(struct token_options){.url = URL}, &token) == 0);
+        FUZZ_CHECK(token_new(event, NULL, &(struct token_options){ .url = URL }, &token) == 0);
         FUZZ_CHECK(requests == 1);
         check(token, false);
         FUZZ_CHECK(handler(&result, handler_userdata) == 0);
@@ -91,7 +93,7 @@ static void try_file(struct event *event, struct span bytes) {
                 (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
         }
         FUZZ_CHECK(fd >= 0 && ftruncate(fd, 0) == 0 && pwrite(fd, bytes.data, bytes.size, 0) == (ssize_t)bytes.size);
-        FUZZ_CHECK(token_new(event, NULL, &(struct token_options){.file = path}, &token) == 0);
+        FUZZ_CHECK(token_new(event, NULL, &(struct token_options){ .file = path }, &token) == 0);
         check(token, true);
         token_refresh(token);
         check(token, true);
@@ -99,7 +101,7 @@ static void try_file(struct event *event, struct span bytes) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-        struct span input = {data, size};
+        struct span input = { data, size };
         uint8_t choices = fuzz_take_u8(&input);
 
         if (choices & CHOICE_FILE)

@@ -9,7 +9,7 @@
 
 static void check_option(const struct config_option *option, const char *text) {
         _cleanup_(buffer_deinit) struct buffer printed = BUFFER_INIT(1024 * 1024), again = BUFFER_INIT(1024 * 1024);
-        struct config config = {0}, same = {0};
+        struct config config = { 0 }, same = { 0 };
         char error[CONFIG_ERROR_MAX] = "";
 
         if (config_value_parse(option, text, &config, error) < 0)
@@ -79,7 +79,7 @@ static void check_timeout(struct span input) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-        struct span input = {data, size};
+        struct span input = { data, size };
         size_t choice = fuzz_take_u8(&input);
         _cleanup_free_ char *text = fuzz_text(input);
         _cleanup_free_ uint8_t *bytes = fuzz_bytes(input);
@@ -87,8 +87,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (choice < config_option_count)
                 check_option(&config_options[choice], text);
         check_endpoint(text);
-        check_status_words((struct span){bytes, input.size});
-        check_escape((struct span){bytes, input.size});
+        check_status_words((struct span){ bytes, input.size });
+        check_escape((struct span){ bytes, input.size });
         check_timeout(input);
         return 0;
 }

@@ -5,8 +5,8 @@
  * Input: [size, name of a directory], [size, jar path; a leading '~' stands for the work directory], header. The
  * directory gets the header as its stderr.
  *
- * A header names a job when it begins like the Worker's and the FIRST -D<property>= in it is the job's to the end: stated
- * here a second time, in another way.
+ * A header names a job when it begins like the Worker's and the FIRST -D<property>= in it is the job's to the end:
+ * stated here a second time, in another way.
  */
 #include "fuzz_files.h"
 #include "driver_internal.h"
@@ -54,7 +54,7 @@ static void check_recent(const struct driver *driver, const char *name, struct s
 
 static void check_jar(const struct driver *driver, struct span jar) {
         char driver_id[DRIVER_ID_MAX + 1] = "", expected[sizeof(fuzz_directory) + DRIVER_ID_MAX + 2];
-        _cleanup_(driver_place_close) struct driver_place place = {.fd = -1};
+        _cleanup_(driver_place_close) struct driver_place place = { .fd = -1 };
         _cleanup_free_ char *text = fuzz_text(jar), *path = NULL;
 
         if (*text == '~')
@@ -71,8 +71,10 @@ static void check_jar(const struct driver *driver, struct span jar) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-        struct driver driver = {.work_directory = fuzz_directory, .job_id_property = (char *)PROPERTY, .driver_uid = -1};
-        struct span input = {data, size};
+        struct driver driver = { .work_directory = fuzz_directory,
+                                 .job_id_property = (char *)PROPERTY,
+                                 .driver_uid = -1 };
+        struct span input = { data, size };
 
         fuzz_make_directory();
         _cleanup_free_ char *name = take_name(&input);

@@ -2,8 +2,8 @@
 /*
  * replay: a fuzz target without a fuzzer: each file of the corpus once
  *
- * libFuzzer exists for clang alone. With this main() any compiler, valgrind or debugger runs what the fuzzers have found
- * worth keeping, so a defect that was found once stays found.
+ * libFuzzer exists for clang alone. With this main() any compiler, valgrind or debugger runs what the fuzzers have
+ * found worth keeping, so a defect that was found once stays found.
  *
  *     fuzz_NAME FILE|DIRECTORY...
  *
@@ -23,8 +23,8 @@ static void on_abort(int signal_number) {
         static const char prefix[] = "replay: with ";
 
         (void)signal_number;
-        if (write(STDERR_FILENO, prefix, sizeof(prefix) - 1) < 0 || write(STDERR_FILENO, current, strlen(current)) < 0 ||
-            write(STDERR_FILENO, "\n", 1) < 0)
+        if (write(STDERR_FILENO, prefix, sizeof(prefix) - 1) < 0 ||
+            write(STDERR_FILENO, current, strlen(current)) < 0 || write(STDERR_FILENO, "\n", 1) < 0)
                 return;
 }
 
@@ -91,7 +91,7 @@ static int replay(const char *path, size_t *count) {
 }
 
 int main(int argc, char **argv) {
-        const struct sigaction action = {.sa_handler = on_abort, .sa_flags = (int)(SA_RESETHAND | SA_NODEFER)};
+        const struct sigaction action = { .sa_handler = on_abort, .sa_flags = (int)(SA_RESETHAND | SA_NODEFER) };
         size_t count = 0;
 
         if (sigaction(SIGABRT, &action, NULL) < 0 || sigaction(SIGSEGV, &action, NULL) < 0)
