@@ -131,11 +131,37 @@ check-sim-long: $(BUILD)/sim/sim
 check-mutants: $(BUILD)/sim/sim $(BUILD)/unit/test_cancel
 	@$(PYTHON) tests/sim/mutate
 
+# ---- fuzzing: see tests/fuzz/README.md ------------------------------------------------------------------------
+# With any compiler a target is a program that runs each input of its corpus once (replay.c). Under FUZZER=1, which
+# only scripts/fuzz sets, it is a libFuzzer program.
+FUZZER ?=
+FUZZ := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_PROGRAMS := $(addprefix $(BUILD)/fuzz/,$(FUZZ))
+FUZZ_MAIN := $(if $(FUZZER),-fsanitize=fuzzer,tests/fuzz/replay.c)
+
+$(BUILD)/fuzz/%: tests/fuzz/fuzz_%.c tests/fuzz/replay.c tests/fuzz/fuzz.h $(BUILD)/library.a
+	@mkdir -p $(dir $@)
+	$(call quiet,CC,$@) $(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -Itests/fuzz -Itests/unit $< $(FUZZ_MAIN) $(BUILD)/library.a \
+		$(LDFLAGS_ALL) -o $@ $(LIBS)
+
+.PHONY: fuzz-programs fuzz check-fuzz check-fuzz-replay
+fuzz-programs: $(FUZZ_PROGRAMS)
+
+FUZZ_SECONDS ?= 60
+fuzz:
+	@MAKE="$(MAKE)" FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz $(FUZZ_TARGETS)
+check-fuzz: fuzz
+
+check-fuzz-replay: $(FUZZ_PROGRAMS)
+	@scripts/fuzz --replay $(FUZZ_PROGRAMS)
+
 # ---- suites: each prints its runner's closing line, or fails ------------------------------------------------
 export BUILD PYTHON
 PYTEST := $(PYTHON) -m pytest -q -p no:cacheprovider -W error::pytest.PytestUnknownMarkWarning
 SPARK_VERSION ?= 3.5.9
-SUITES := check-unit check-sim check-layers check-hardening check-packaging check-integration check-spark
+SUITES := check-unit check-fuzz-replay check-sim check-layers check-hardening check-packaging \
+	check-integration \
+	check-spark
 
 .PHONY: check check-all check-unit check-layers check-packaging check-integration check-spark
 check:
@@ -144,7 +170,7 @@ check:
 
 # One after the other, whatever -j says: a suite may use the whole machine.
 check-all:
-	@$(MAKE) --no-print-directory all unit
+	@$(MAKE) --no-print-directory all unit fuzz-programs
 	@set -e; for suite in $(SUITES); do echo "== $$suite"; $(MAKE) --no-print-directory $$suite; done
 
 check-unit: $(UNIT)
@@ -172,19 +198,22 @@ check-spark: all
 
 # What takes longer: the other compiler, sanitizers, valgrind, a further Spark line, the benchmark's goals.
 .PHONY: check-long check-clang check-sanitize check-valgrind check-spark-4 check-bench
-LONG_SUITES := check-clang check-analyze check-network check-soak check-sanitize check-valgrind check-spark-4 check-bench check-sim-long
+LONG_SUITES := check-clang check-analyze \
+	check-network check-soak \
+	check-sanitize check-valgrind check-spark-4 check-bench \
+	check-sim-long check-fuzz
 check-long:
 	@scripts/deps
 	@set -e; for suite in $(LONG_SUITES); do echo "== $$suite"; $(MAKE) --no-print-directory $$suite; done
 
 check-clang:
-	@$(MAKE) --no-print-directory CC=clang BUILD=build-clang all unit
+	@$(MAKE) --no-print-directory CC=clang BUILD=build-clang all unit fuzz-programs
 	@echo "clang: all programs and unit tests build without a warning"
 
 check-sanitize:
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-san all unit
 	@# What a sanitizer makes impossible is skipped here; it ran in the plain build.
-	@REQUIRE_ALL= $(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-san check-unit
+	@REQUIRE_ALL= $(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-san check-unit check-fuzz-replay
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-san check-integration
 
 # Not these: they measure time, memory or descriptors, mount filesystems, or would take minutes. Sanitizers see them.
@@ -229,7 +258,7 @@ demo:
 check-analyze: $(GENERATED)/.stamp
 	@scripts/check-analyze $(COMMON_C) agent/main.c agent/ctl.c $(AGENT_C) -- $(CPPFLAGS_ALL)
 
-FORMATTED = $(wildcard common/*.[ch] agent/*.[ch] tests/unit/*.[ch])
+FORMATTED = $(wildcard common/*.[ch] agent/*.[ch] tests/unit/*.[ch] tests/fuzz/*.[ch])
 .PHONY: lint format
 # clang-format's opinion is advice here, the rest is a gate.
 lint: check-analyze
@@ -282,7 +311,7 @@ uninstall: # leaves the configuration and the state
 
 .PHONY: clean help
 clean:
-	rm -rf $(BUILD) build-clang build-san
+	rm -rf $(BUILD) build-clang build-san build-fuzz
 
 help:
 	@echo 'make                 build the agent and spark-cancelctl into $(BUILD)/'
@@ -290,6 +319,7 @@ help:
 	@echo 'make deps            install the packages that building and testing need (YES=1: do not ask)'
 	@echo 'make check           every suite: $(SUITES)'
 	@echo 'make check-long      what takes longer: $(LONG_SUITES)'
+	@echo 'make fuzz            all fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each, two at a time (FUZZ_TARGETS="argv stat")'
 	@echo 'make bench           time, memory, wake-ups, system calls, beside spark-submit --kill (BENCH_QUICK=1, BENCH_SPARK=0)'
 	@echo 'make soak            30 minutes of mixed load with faults: does anything grow? (SOAK_MINUTES=)'
 	@echo 'make layers          is the program built in its layers?'
