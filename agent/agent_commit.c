@@ -27,6 +27,7 @@
 #define COMMIT_RETRY_MIN (200 * USEC_PER_MSEC)
 #define COMMIT_RETRY_MAX (10 * USEC_PER_SEC)
 #define DRAIN_AGAIN_USEC (1 * USEC_PER_SEC)
+#define TELL_APART_USEC USEC_PER_MINUTE
 #define PRUNE_PER_TURN 256
 #define UNWRITTEN_BATCH 2000
 
@@ -68,17 +69,14 @@ static void commit_let_go(struct agent *agent) {
         agent_schedule_turn(agent);
 }
 
-/* From now on. Told once, however long it lasts. */
-static void commit_from_memory(struct agent *agent, int result, const char *error) {
-        if (!agent->failing)
-                agent_counts_changed(agent);
-        agent->failing = true;
-        agent->failure = result;
-        commit_let_go(agent);
-        agent_give_back(agent, &agent->taken_committing);
-        if (agent->failure_told)
+/* Told once, however long it lasts, and at most once a minute when it comes and goes. */
+static void commit_tell_failure(struct agent *agent, int result, const char *error) {
+        uint64_t now = event_now_usec(agent->event);
+
+        if (agent->failure_told || (agent->told_usec > 0 && now < agent->told_usec + TELL_APART_USEC))
                 return;
         agent->failure_told = true;
+        agent->told_usec = now;
         journal_write(result < 0 ? JOURNAL_STORE_FAILED : JOURNAL_STORE_SLOW, NULL,
                       "%s in %s: %s; going on from memory: cancels are carried out and reported. What happens from now on is "
                       "lost by a crash until it can be written: commands after revision %" PRId64 " then come again from the "
@@ -86,6 +84,22 @@ static void commit_from_memory(struct agent *agent, int result, const char *erro
                       result < 0 ? "cannot write the state database" : "the state database is not written",
                       agent->config->state_directory, error, agent->revision,
                       result == -EUCLEAN ? ". The database is damaged; at the next start it is set aside" : "");
+}
+
+static void commit_tell_recovered(struct agent *agent) {
+        if (agent->failure_told)
+                journal_write(JOURNAL_STORE_RECOVERED, NULL, "the state database can be written again, and has everything");
+        agent->failure_told = false;
+}
+
+static void commit_from_memory(struct agent *agent, int result, const char *error) {
+        if (!agent->failing)
+                agent_counts_changed(agent);
+        agent->failing = agent->behind = true;
+        agent->failure = result;
+        commit_let_go(agent);
+        agent_give_back(agent, &agent->taken_committing);
+        commit_tell_failure(agent, result, error);
 }
 
 /* In this mode a record that changed is as good as stored. */
@@ -245,10 +259,10 @@ static void commit_stored(struct agent *agent) {
                 o->act_committing = 0;
                 operation_do(o, deeds);
         }
-        if (!agent->failure_told || commit_leaves_some(agent))
-                return;
-        agent->failure_told = false;
-        journal_write(JOURNAL_STORE_RECOVERED, NULL, "the state database can be written again, and has everything");
+        if (agent->behind && !commit_leaves_some(agent)) {
+                agent->behind = false;
+                commit_tell_recovered(agent);
+        }
 }
 
 /* SQLite refuses a statement, or a value is out of all bounds: trying again does not help. */
@@ -391,7 +405,7 @@ void agent_commit(struct agent *agent) {
 int agent_commit_last(void *userdata) {
         struct agent *agent = userdata;
 
-        if (agent->failure_told && !agent->commit_running) {
+        if (agent->behind && !agent->commit_running) {
                 agent->commit_again_usec = 0;
                 agent_commit(agent);
         }

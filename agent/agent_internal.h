@@ -108,7 +108,9 @@ struct agent {
         uint64_t scanned_usec;         /* the last scan's time */
 
         bool failing;                  /* the disk does not take the commits: the agent goes on from memory */
-        bool failure_told;             /* and the journal has said so, and not yet that it is over */
+        bool behind;                   /* … and not all that was done meanwhile is stored yet */
+        bool failure_told;             /* the journal has said so, and not yet that it is over */
+        uint64_t told_usec;            /* when; 0: never */
         int failure;                   /* why: -errno; 0: a commit that does not end */
         uint32_t commit_failures;      /* in a row */
         uint64_t commit_again_usec;    /* `failing`: when it is tried again */

@@ -252,7 +252,9 @@ static int flush_log(struct store *store) {
                 if (code == SQLITE_OK)
                         code = file->pMethods->xSync(file, SQLITE_SYNC_NORMAL);
         }
-        return code == SQLITE_OK ? 0 : store_fail(store, code, "cannot flush the log");
+        if (code == SQLITE_OK)
+                return 0;
+        return store_set_error(store, -EIO, "%s-wal: cannot flush the log: %s", store->path, sqlite3_errstr(code));
 }
 
 static int open_known(struct store *store, uint64_t real_usec, struct store_info *info) {
