@@ -683,7 +683,7 @@ void sim_check_applied(const struct sim_operation *operation, enum cancel_outcom
 bool sim_check_all_done(void) {
         struct operation *o;
 
-        if (!sim.up || sim.operations_to_come > 0 || !sim_server_quiet())
+        if (!sim.up || sim.operations_to_come > 0 || !sim_server_quiet() || !sim_disk_works())
                 return false;
         TAILQ_FOREACH(o, &sim.agent->all, all_link)
                 if (o->cancel.record.state != CANCEL_DONE)
