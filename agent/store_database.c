@@ -220,7 +220,8 @@ static int prepare_all(struct store *store) {
         return prepare_put(store);
 }
 
-/* The log's own bytes over themselves. What can't be written again because the disk is full is there already. */
+/* The log's own bytes over themselves. Only a file system that copies on write can be too full for that; then no commit
+ * can be stored either, and an agent that starts and goes on from memory is better than none. */
 static int rewrite(sqlite3_file *file) {
         uint8_t bytes[STORE_PAGE_BYTES];
         sqlite3_int64 size = 0;

@@ -69,9 +69,15 @@ static bool fails(void) {
         return fail_permille > 0 && sim_chance(fail_permille);
 }
 
-static bool write_fails(bool *ret_full) {
+/* A full disk still takes a block that is written over itself (not on a file system that copies on write; there the
+ * store starts all the same, and only what a flush that failed had left is then at stake). */
+static bool is_rewrite(const struct disk_file *disk, const void *bytes, size_t size, size_t at) {
+        return disk && at + size <= disk->size && memcmp(disk->present + at, bytes, size) == 0;
+}
+
+static bool write_fails(bool rewrites, bool *ret_full) {
         *ret_full = outage == OUTAGE_FULL || (outage == OUTAGE_NONE && fail_full);
-        return outage == OUTAGE_FULL || outage == OUTAGE_READ_ONLY || outage == OUTAGE_EIO || fails();
+        return (outage == OUTAGE_FULL && !rewrites) || outage == OUTAGE_READ_ONLY || outage == OUTAGE_EIO || fails();
 }
 
 /* ---- what is on the disk ------------------------------------------------------------------------------------------------ */
@@ -216,7 +222,7 @@ static int file_write(sqlite3_file *base, const void *bytes, int size, sqlite3_i
 
         if (is_dead())
                 return SQLITE_IOERR_WRITE;
-        if (write_fails(&full))
+        if (write_fails(is_rewrite(file->disk, bytes, (size_t)size, (size_t)at), &full))
                 return full ? SQLITE_FULL : SQLITE_IOERR_WRITE;
         code = file->real->pMethods->xWrite(file->real, bytes, size, at);
         if (code == SQLITE_OK && file->disk)
