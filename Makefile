@@ -160,7 +160,7 @@ export BUILD PYTHON
 PYTEST := $(PYTHON) -m pytest -q -p no:cacheprovider -W error::pytest.PytestUnknownMarkWarning
 SPARK_VERSION ?= 3.5.9
 SUITES := check-unit check-fuzz-replay check-sim check-layers check-hardening check-packaging \
-	check-integration \
+	check-integration check-faults-smoke \
 	check-spark
 
 .PHONY: check check-all check-unit check-layers check-packaging check-integration check-spark
@@ -193,13 +193,25 @@ check-packaging: all
 check-integration: all
 	@$(PYTEST) tests/integration tests/controlplane
 
+# The agent killed anywhere, and any call failing; see tests/faults/run. FAULTS_ALL=1 tries every n.
+FAULTS_SO := $(BUILD)/faults.so
+$(FAULTS_SO): tests/faults/faults.c
+	@mkdir -p $(dir $@)
+	$(call quiet,CC,$@) $(CC) -std=gnu17 -O2 -g -Wall -Wextra -Werror -fPIC -shared -o $@ $<
+
+.PHONY: check-faults-smoke check-faults
+check-faults-smoke: all $(FAULTS_SO)
+	@$(PYTHON) tests/faults/run --smoke
+check-faults: all $(FAULTS_SO)
+	@$(PYTHON) tests/faults/run
+
 check-spark: all
 	@SPARK_VERSION=$(SPARK_VERSION) $(PYTEST) tests/spark
 
 # What takes longer: the other compiler, sanitizers, valgrind, a further Spark line, the benchmark's goals.
 .PHONY: check-long check-clang check-sanitize check-valgrind check-spark-4 check-bench
 LONG_SUITES := check-clang check-analyze \
-	check-network check-soak \
+	check-network check-soak check-faults \
 	check-sanitize check-valgrind check-spark-4 check-bench \
 	check-sim-long check-fuzz
 check-long:
