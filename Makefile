@@ -16,7 +16,8 @@ PACKAGES := libsystemd libnghttp2 openssl libprotobuf-c libcurl json-c sqlite3 i
 WARNINGS := -Wall -Wextra -Wconversion -Wshadow -Wswitch-enum -Wundef -Wpointer-arith -Wwrite-strings \
 	-Wmissing-prototypes -Wstrict-prototypes -Wformat=2 -Wvla -Werror
 OPTIMIZE ?= -O2 -g
-HARDEN := -fPIE -fstack-protector-strong -fstack-clash-protection -fno-strict-aliasing
+# Not -g's idea of where the sources lay: the same bytes from every directory.
+HARDEN := -ffile-prefix-map=$(CURDIR)=. -fPIE -fstack-protector-strong -fstack-clash-protection -fno-strict-aliasing
 LDHARDEN := -pie -Wl,-z,relro -Wl,-z,now -Wl,-z,noexecstack -Wl,--as-needed
 ifneq ($(shell uname -m | grep -E 'x86_64'),)
 HARDEN += -fcf-protection=full
@@ -134,7 +135,7 @@ PYTEST := $(PYTHON) -m pytest -q -p no:cacheprovider -W error::pytest.PytestUnkn
 SPARK_VERSION ?= 3.5.9
 SUITES := check-unit check-sim check-layers check-packaging check-integration check-spark
 
-.PHONY: check check-all check-unit check-layers check-packaging check-integration check-spark
+.PHONY: check check-all check-unit check-layers check-packaging check-packages check-integration check-spark check-system
 check:
 	@scripts/deps
 	@$(MAKE) --no-print-directory check-all
@@ -155,6 +156,12 @@ layers: check-layers
 check-packaging: all
 	@MAKE="$(MAKE)" scripts/check-packaging
 
+# The packages themselves, and what they do on real nodes.
+check-packages:
+	@scripts/check-packages
+check-system: deb
+	@SPARK_VERSION=$(SPARK_VERSION) $(PYTEST) tests/system
+
 # The programs against real peers, and the reference control plane, which they are tried against.
 check-integration: all
 	@$(PYTEST) tests/integration tests/controlplane
@@ -164,7 +171,7 @@ check-spark: all
 
 # What takes longer: the other compiler, sanitizers, valgrind, a further Spark line, the benchmark's goals.
 .PHONY: check-long check-clang check-sanitize check-valgrind check-spark-4 check-bench
-LONG_SUITES := check-clang check-sanitize check-valgrind check-spark-4 check-bench check-sim-long
+LONG_SUITES := check-packages check-system check-clang check-sanitize check-valgrind check-spark-4 check-bench check-sim-long
 check-long:
 	@scripts/deps
 	@set -e; for suite in $(LONG_SUITES); do echo "== $$suite"; $(MAKE) --no-print-directory $$suite; done
