@@ -159,7 +159,7 @@ check-packaging: all
 # The packages themselves, and what they do on real nodes.
 check-packages:
 	@scripts/check-packages
-check-system: deb
+check-system: deb rpm
 	@SPARK_VERSION=$(SPARK_VERSION) $(PYTEST) tests/system
 
 # The programs against real peers, and the reference control plane, which they are tried against.

@@ -121,6 +121,7 @@ class Node:
         (self.upper / "etc/hosts").write_text(f"127.0.0.1 localhost\n{HOST_ADDRESS} control\n{hosts}", encoding="ascii")
         (self.upper / "etc/hostname").write_text(self.name + "\n", encoding="ascii")
         remove_control_groups(self.machine)
+        self.heal()
         environment = os.environ | {
             "NAME": self.machine, "ROOT": self.directory / "root", "UPPER": self.upper, "WORK": self.directory / "work",
             "LOWER": f"{self.lab.layer}:{self.lab.base}", "NETNS": f"/run/netns/{self.namespace}",
@@ -167,7 +168,9 @@ class Node:
         return True
 
     def power_cut(self):
-        """All its processes at once, as if the plug was pulled. (What the disk cache held is not lost: same kernel.)"""
+        """All its processes at once, and no word of it on the network. (What the disk's cache held is not lost: it is one
+        kernel.)"""
+        self.cut()
         leader = self.find_leader()
         if leader:
             os.kill(leader, signal.SIGKILL)

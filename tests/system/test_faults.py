@@ -4,6 +4,7 @@ What breaks in the field, with the shipped unit: network, control plane, agent, 
 same at the end: the operation has one answer, it is the right one, and the driver is dead.
 """
 import threading
+import time
 
 from lab import until
 from test_cancel import IDS
@@ -75,8 +76,8 @@ def test_control_plane_away_for_long(field):
     until(lambda: not job.alive(), 30, "the Worker to end the driver")
     outcome = node.wait_entry(f"MESSAGE_ID={IDS['OUTCOME']}", f"SPARK_JOB_ID={job.id}")
     # ten times the longest pause between two attempts (reconnect_max = 2s)
-    end = int(outcome["__MONOTONIC_TIMESTAMP"]) + 20_000_000
-    until(lambda: int(float(node.run("cat", "/proc/uptime").split()[0]) * 1e6) > end, 60, "time to pass", pause=1)
+    end = int(outcome["__MONOTONIC_TIMESTAMP"]) / 1e6 + 20
+    until(lambda: time.monotonic() > end, 60, "time to pass", pause=1)
     lines = node.journal("-u", UNIT, since=mark)
     assert len([line for line in lines if line.get("MESSAGE_ID") == IDS["DISCONNECTED"]]) == 1
     assert len(lines) <= 8, [line["MESSAGE"] for line in lines]
@@ -144,13 +145,13 @@ def test_power_cut(field):
     node, job = field.nodes["n2"], field.run_job("n2", "Deaf")
     operation = field.cancel(job.id)
     wait_underway(field, operation)
-    boots = node.run("cat", "/proc/sys/kernel/random/boot_id"), node.journal("-n1")[-1]["_BOOT_ID"]
+    boot = node.journal("-n1")[-1]["_BOOT_ID"]
     node.power_cut()
     assert not job.alive()
     node.start()
     field.wait_watching("n2")
     field.wait_cancelled(operation, job, seconds=90)
-    assert node.journal("-n1")[-1]["_BOOT_ID"] != boots[1]
+    assert node.journal("-n1")[-1]["_BOOT_ID"] != boot
 
 
 # ---- the administrator

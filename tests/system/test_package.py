@@ -4,8 +4,8 @@ The life of the package on a machine of its own: installed, configured, upgraded
 """
 import pytest
 
-from lab import until
-from world import CONFIG, UNIT, config, repack
+from lab import run, until
+from world import BUILD, CONFIG, UNIT, VERSION, config, repack
 
 GOOD = {"control_plane__endpoint": "http://control:9", "spark__masters": "http://control:6066"}
 
@@ -100,3 +100,25 @@ def test_package_life(machine):
     assert node.code("id", "spark-cancel") == 0
     assert node.run("systemctl", "--failed", "--no-legend").strip() == ""
     assert node.run("systemctl", "status", UNIT, check=False).startswith("Unit spark-cancel-agent.service could not be found")
+
+
+def test_rpm(world):
+    """The RPM's files and its user on a tree that dpkg has not touched: it boots, is skipped with a word, and runs when
+    configured. (What RHEL's own scripts do after the installation is not there to be tried.)"""
+    rpm, = (BUILD / "rpm").glob(f"spark-cancel-agent-{VERSION}-1*.x86_64.rpm")
+    node = world.lab.add("p2", 22)
+    mount = f"lowerdir={world.lab.layer}:{world.lab.base},upperdir={node.upper},workdir={node.directory}/work"
+    install = "mount -t overlay overlay -o \"$1\" \"$2\" && rpm --root \"$2\" --install --nodeps --nosignature \"$3\""
+    run("unshare", "-m", "--propagation", "private", "sh", "-ec", install, "sh", mount, node.directory / "root", rpm)
+    node.start()
+    try:
+        assert "spark-cancel" in node.run("id", "spark-cancel")
+        node.run("systemctl", "enable", "--now", UNIT)
+        assert settled(node) == "inactive"
+        assert "not started: cluster_id is not set" in node.run("systemctl", "status", UNIT, check=False)
+        node.write(CONFIG, config(**GOOD))
+        node.run("systemctl", "start", UNIT)
+        assert active(node) == "active"
+        assert node.code("spark-cancelctl", "status") == 0
+    finally:
+        node.power_off()

@@ -39,7 +39,7 @@ def test_cancel_on_a_full_node(field):
         limit.write_text(str(eaten), encoding="ascii")
         # in memory that can't be given back: the page cache of everybody goes first
         room = eaten - int(usage.read_text(encoding="ascii")) - SPARE
-        node.run("sh", "-c", f"head -c {room} /dev/zero >/dev/shm/eaten", check=False)
+        node.run_as_unit("sh", "-c", f"head -c {room} /dev/zero >/dev/shm/eaten", check=False)
         start = time.monotonic()
         operation = field.cancel(job.id)
         until(lambda: not job.alive(), 60, "the driver's end")

@@ -31,9 +31,9 @@ CLUSTER = "c1"
 UNIT = "spark-cancel-agent.service"
 CONFIG = "/etc/spark-cancel-agent/agent.conf"
 # A driver goes where it fits: cores and memory are no more than numbers to a Worker, and these fit one node each.
-WORKERS = {"n1": ("1000", "1g"), "n2": ("50", "4g"), "n3": ("10", "40g")}
+WORKERS = {"n1": ("1000", "1900m"), "n2": ("50", "10g"), "n3": ("10", "400g")}
 PLACES = {"n1": {"spark.driver.cores": "100"}, "n2": {"spark.driver.cores": "20", "spark.driver.memory": "2g"},
-          "n3": {"spark.driver.memory": "5g"}}
+          "n3": {"spark.driver.memory": "11g"}}
 WORK = {"n1": "/opt/spark/work", "n2": "/opt/spark/work", "n3": "/var/lib/spark/work"}
 SMALL = spark_module.SMALL_DRIVER
 JVM = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
@@ -52,6 +52,10 @@ ExecStart=/opt/spark/bin/spark-class org.apache.spark.deploy.worker.Worker --hos
 KillMode=mixed
 TimeoutStopSec=5
 SuccessExitStatus=143
+Restart=on-failure
+RestartSec=1
+[Unit]
+StartLimitIntervalSec=0
 [Install]
 WantedBy=multi-user.target
 """
@@ -179,6 +183,7 @@ class World:
         wants.mkdir(parents=True)
         (wants / "spark-worker.service").symlink_to("/etc/systemd/system/spark-worker.service")
         self.nodes[name] = node
+        return node
 
     def config(self, name, **keys):
         """The configuration of a node's agent; a key that is None is left out."""
@@ -188,7 +193,7 @@ class World:
         return config(**({"control_plane__endpoint": "https://control:9090",
                           "control_plane__ca_file": "/etc/spark-cancel-agent/ca.pem", "control_plane__reconnect_max": "2s",
                           "spark__masters": f"http://{HOST_ADDRESS}:6066", "spark__work_directory": WORK[name],
-                          "spark__worker_terminate_timeout": "3s", "spark__worker_heartbeat": "3s", "cancel__kill_retry": "7s",
+                          "spark__request_timeout": "2s", "spark__worker_terminate_timeout": "3s", "spark__worker_heartbeat": "3s", "cancel__kill_retry": "7s",
                           "cancel__relaunch_window": "5s"} | files | keys))
 
     def give_files(self, name):
