@@ -22,6 +22,7 @@
 
 #include <fcntl.h>
 #include <getopt.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 
@@ -292,6 +293,9 @@ static int program_reload(char *error, size_t error_size, void *userdata) {
         p->config = fresh;
         log_set_level(fresh->log_level);
         agent_reconfigure(p->agent, fresh);
+        grpc_channel_set_connect_timeout(p->channel, fresh->connect_timeout_usec);
+        control_set_times(p->control, fresh->reconnect_min_usec, fresh->reconnect_max_usec, fresh->report_timeout_usec);
+        spark_set_request_timeout(p->spark, fresh->request_timeout_usec);
         token_refresh(p->spark_token);
         control_reload(p->control);
         config_free(old);
@@ -380,6 +384,14 @@ static int make_signals(struct program *p) {
         return r < 0 ? fail("signals", r) : 0;
 }
 
+/* Tokens and keys are in this memory. No core is written, and no process of the same user (with `escalation` that is
+ * every job on the node) may attach to it or read it through /proc/PID/mem; root may. LeakSanitizer attaches. */
+static void hide_memory(void) {
+#ifndef DEBUG_CHECKS
+        (void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+#endif
+}
+
 /* ---- run ------------------------------------------------------------------------------------------------------------- */
 
 static int run(struct program *p) {
@@ -424,6 +436,7 @@ int main(int argc, char *argv[]) {
                 return EXIT_FAILURE;
         if (action == ACTION_EXIT)
                 return EXIT_SUCCESS;
+        hide_memory();
         if (action == ACTION_RUN)
                 log_open();
         (void)umask(0077);
