@@ -54,7 +54,7 @@ class Life:
                        if name in ("PATH", "LANG", "TMPDIR", "ASAN_OPTIONS", "UBSAN_OPTIONS", "LSAN_OPTIONS")}
         if page is not None:
             environment |= {"LD_PRELOAD": str(LIBRARY), "FAULTS_PAGE": page.path, "FAULTS_STORE": str(world.state)}
-            environment["ASAN_OPTIONS"] = environment.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"
+            environment["ASAN_OPTIONS"] = environment.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0:detect_leaks=0"
         self.process = subprocess.Popen([harness.AGENT, f"--config={world.agent.config}"], stdin=subprocess.DEVNULL,
                                         stdout=subprocess.DEVNULL, stderr=world.log_file, env=environment)
         self.pidfd = os.pidfd_open(self.process.pid)
