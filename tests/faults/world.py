@@ -204,7 +204,7 @@ class World:
             for file in self.state.glob("*corrupt*"):
                 file.unlink()
         text = self.said(start)
-        if SANITIZER.search(text):
+        if SANITIZER.search(text) and self.page.hit_at() not in UNCHECKED:
             wrong.append("a sanitizer or an invariant has spoken")
         return wrong
 
@@ -341,8 +341,8 @@ class World:
         return wrong + self.judge_world(start)
 
     def ask(self, *words, timeout=harness.LIMIT):
-        return subprocess.run([CTL, f"--socket={self.agent.keys['runtime_directory']}/bus", *words], capture_output=True, text=True,
-                              timeout=timeout, check=False)
+        socket = f"--socket={self.agent.keys['runtime_directory']}/bus"
+        return subprocess.run([CTL, socket, *words], capture_output=True, text=True, timeout=timeout, check=False)
 
     def open_operations(self):
         """What the agent itself says is open; None when it does not answer (yet)."""
