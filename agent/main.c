@@ -188,7 +188,7 @@ static int make_store(struct program *p, struct store_info *ret_info) {
                               ret_info->aside);
         if (!ret_info->reserved)
                 journal_write(JOURNAL_STORE_NO_RESERVE, NULL,
-                              "no disk space could be set aside in %s: on a full disk commands can't be stored, and so no job cancelled; free some and restart",
+                              "no disk space could be set aside in %s: on a full disk cancels go on from memory, and a crash loses what was done; free some and restart",
                               p->config->state_directory);
         return 0;
 }
