@@ -549,8 +549,8 @@ static int check_cancel(struct loader *loader) {
                         "work_directory is not there yet, so nobody knows whom to signal: set driver_user, or "
                         "give the agent CAP_KILL (allowed without: none)");
         return fail_option(loader, "cancel", "escalation",
-                           "this process may not signal the drivers' user: run it as that user or give it CAP_KILL "
-                           "(allowed without: none)");
+                           "this process may not signal the drivers' user: run it as that user or give it CAP_KILL, "
+                           "by a drop-in as in examples/escalation-*.conf (allowed without: none)");
 }
 
 static int check_whole(struct loader *loader) {

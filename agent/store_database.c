@@ -6,8 +6,8 @@
  * close would change another program's database, or a newer version's. So the application id and the version are
  * read first, and NO_CKPT_ON_CLOSE stays on for life: store_database_close() checkpoints by itself when it should.
  *
- * The file may come from anywhere (a backup, a curious hand), so its schema is not trusted: no triggers, no views,
- * no functions with side effects from it, bounded rows, cells checked, the whole of it through quick_check.
+ * The file may come from anywhere (a backup, a curious hand), so its schema is not trusted: it must be ours word for
+ * word, and even so no triggers, no views, no functions with side effects from it, bounded rows, cells checked, the whole of it through quick_check.
  * No memory map: an I/O error in one is a SIGBUS.
  */
 #include "store_internal.h"
@@ -112,7 +112,7 @@ static int connect_database(struct store *store) {
 
 /* Ours, in a version that we know? `ret_version` 0: an empty file. */
 static int identify(struct store *store, uint32_t *ret_version) {
-        int64_t application, version, objects;
+        int64_t application = 0, version = 0, objects = 0;
         int r;
 
         if ((r = store_query_i64(store, "PRAGMA application_id", &application)) < 0 ||
@@ -265,7 +265,8 @@ static int open_known(struct store *store, uint64_t real_usec, struct store_info
         r = identify(store, &version);
         if (r != 0)
                 return r;
-        if ((r = check_whole(store)) < 0 || (r = settle(store)) < 0 ||
+        if ((r = check_whole(store)) < 0 || (r = store_schema_check(store, store_schema_steps, version)) < 0 ||
+            (r = settle(store)) < 0 ||
             (r = store_schema_migrate(store, store_schema_steps, version, STORE_SCHEMA_VERSION, real_usec)) < 0 ||
             (r = prepare_all(store)) < 0 || (r = store_schema_read_meta(store, info)) < 0 ||
             (r = flush_log(store)) < 0)
