@@ -26,7 +26,6 @@ enum store_statement {
 enum store_state {
         STORE_IDLE,
         STORE_COMMITTING, /* the turn, the database and `error` belong to the writer thread */
-        STORE_FAILED,     /* the turn is kept for store_retry() */
 };
 
 struct store {

@@ -316,14 +316,12 @@ static void test_one_commit_at_a_time(void **state) {
         uint64_t before = metrics_get(METRICS_COMMITS, NULL);
 
         open_store(f);
-        assert_int_equal(store_retry(f->store), -EINVAL);
         turn = new_turn(f);
         put(turn, "a", 1);
         second = new_turn(f);
         put(second, "b", 1);
         assert_int_equal(store_commit(f->store, turn, on_done, f), 0);
         assert_int_equal(store_commit(f->store, second, on_done, f), -EBUSY);
-        assert_int_equal(store_retry(f->store), -EINVAL);
         assert_int_equal(load(f), -EBUSY);
         assert_int_equal(event_run(f->event), 0);
         assert_int_equal(f->done_count, 1);
