@@ -31,7 +31,8 @@ static inline void fuzz_message_align(struct buffer *out, size_t start_at) {
 }
 
 /* One header field: code, variant signature, and a text (for a signature its size is one byte). */
-static inline void fuzz_message_put_field(struct buffer *out, size_t start_at, uint8_t code, char type, struct span text) {
+static inline void fuzz_message_put_field(struct buffer *out, size_t start_at, uint8_t code, char type,
+                                          struct span text) {
         const char head[] = { (char)code, 1, type, 0 };
 
         fuzz_message_align(out, start_at);
@@ -43,7 +44,8 @@ static inline void fuzz_message_put_field(struct buffer *out, size_t start_at, u
         FUZZ_CHECK(buffer_append(out, text.data, text.size) == 0 && buffer_append(out, "", 1) == 0);
 }
 
-static inline void fuzz_message_put_text(struct buffer *out, size_t start_at, uint8_t code, char type, const char *text) {
+static inline void fuzz_message_put_text(struct buffer *out, size_t start_at, uint8_t code, char type,
+                                         const char *text) {
         if (text)
                 fuzz_message_put_field(out, start_at, code, type, (struct span){ (const uint8_t *)text, strlen(text) });
 }
