@@ -82,6 +82,11 @@ def test_no_secret_gets_out(node):
     driver = node.run_job("j1")
     operation = node.plane.cancel("j1").id
     node.master.wait_request("status", driver.id, timeout=LIMIT)  # refused: another token
+    node.master.fault("body", count=2, code=403, body=json.dumps({
+        "action": "ErrorResponse", "message": f"ECHO {secrets['spark']}", "serverSparkVersion": "3.5.9"}).encode())
+    node.master.token = None
+    agent.wait_log(r"ECHO \*{8}")
+    node.master.token = "another"
     agent.restart()
     node.master.token = secrets["spark"]
     node.plane.wait_done(operation, LIMIT)

@@ -156,6 +156,7 @@ ROWS = [
     Row("percent-encoding", trailers_only(14, "caf%C3%A9 %zz 100% %0Aforged line"),
         r"UNAVAILABLE: café %zz 100% \\x0Aforged line"),
     Row("not UTF-8", trailers_only(14, "%ff%fe%1b[2J"), r"UNAVAILABLE: \\xFF\\xFE\\x1B\[2J"),
+    Row("the token comes back", trailers_only(14, f"what is Bearer {SECRET}?"), r"UNAVAILABLE: what is Bearer \*+\?"),
     Row("HTTP 401", html(401), "UNAUTHENTICATED: HTTP status 401"),
     Row("HTTP 403", html(403), "PERMISSION_DENIED: HTTP status 403"),
     Row("HTTP 404", html(404), "UNIMPLEMENTED: HTTP status 404"),
