@@ -6,7 +6,7 @@ import os
 import resource
 import time
 
-from harness import until
+from harness import need_to_look_into, until
 
 
 def cpu_seconds(pid):
@@ -22,6 +22,7 @@ def test_no_descriptors_left(node):
     """Not every driver can be watched, or /proc not be read: it is tried again at leisure, and nothing is claimed."""
     node.start()
     pid = node.agent.process.pid
+    need_to_look_into(pid)
     node.master.fault("hang", "status", count=None)  # so that nothing ends, and no descriptor comes free
     drivers = [node.run_job(f"j{number}") for number in range(20)]
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
