@@ -122,6 +122,22 @@ static int parse_argv(int argc, char *argv[], const char **ret_config, enum main
         return 0;
 }
 
+/* What may be over at the next start is no fault of the configuration: systemd must start us again. */
+static int config_exit_code(int result) {
+        switch (-result) {
+        case ENOMEM:
+        case EMFILE:
+        case ENFILE:
+        case ENOBUFS:
+        case EIO:
+        case EINTR:
+        case EAGAIN:
+                return EXIT_FAILURE;
+        default:
+                return EXIT_CONFIG;
+        }
+}
+
 static int check_config(const struct config *config) {
         struct buffer text = BUFFER_INIT(1024 * 1024);
         int r = config_print(config, &text);
@@ -277,6 +293,9 @@ static int program_reload(char *error, size_t error_size, void *userdata) {
         p->config = fresh;
         log_set_level(fresh->log_level);
         agent_reconfigure(p->agent, fresh);
+        grpc_channel_set_connect_timeout(p->channel, fresh->connect_timeout_usec);
+        control_set_times(p->control, fresh->reconnect_min_usec, fresh->reconnect_max_usec, fresh->report_timeout_usec);
+        spark_set_request_timeout(p->spark, fresh->request_timeout_usec);
         token_refresh(p->spark_token);
         control_reload(p->control);
         config_free(old);
@@ -428,7 +447,7 @@ int main(int argc, char *argv[]) {
                         log_write(LOG_PRIORITY_ERR, NULL, NULL, 0, "%s", error);
                 else
                         (void)fprintf(stderr, "%s\n", error);
-                return EXIT_CONFIG;
+                return config_exit_code(r);
         }
         if (action == ACTION_CHECK) {
                 r = check_config(program.config);
