@@ -302,8 +302,10 @@ def test_ids_do_not_break_out_of_a_url(node):
         liars.append(node.start_driver(f"liar{number}", driver_id))
         node.plane.add_job(f"liar{number}")
         assert node.wait_done(node.cancel(f"liar{number}")).error.code == 5
-    for number in range(len(ids)):
+    for number, driver_id in enumerate(ids):
         node.plane.wait_done(f"op-{number}", LIMIT)
+        said = {report.outcome for report in node.plane.reports(f"op-{number}")}
+        assert said == ({"NOT_ON_NODE"} if driver_id == "killall" else {"INVALID_COMMAND"}), (driver_id, said)
     driver = node.run_job("real")
     node.wait_cancelled(node.cancel("real"), driver)
     asked = {request.driver_id for request in node.master.requests}
