@@ -23,7 +23,7 @@ from harness import AGENT, CLUSTER, LIMIT, ROOT, Agent, Job, NotifySocket, confi
 CTL = AGENT.parent / "spark-cancelctl"
 FORGED = "FORGED outcome CANCELLED"
 ESCAPES = f"a\r\n{FORGED}\x1b[2J\x1b]0;owned\x07\x9b31m\u202e"
-CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f]")  # a tab may stand in a line
+CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # a tab may stand in a line
 
 
 def sanitized():
