@@ -142,6 +142,7 @@ static int on_http(const struct http_result *http, void *userdata) {
                 spark_reply_classify(request->question, request->driver_id, http->status, http->body, &reply);
         else
                 base_text_escape(reply.detail, sizeof(reply.detail), http->error, strlen(http->error));
+        token_redact(request->spark->token, reply.detail);
         request->http = http_request_free(request->http);
         metrics_add(METRICS_MASTER_ANSWERS, spark_answer_to_text(reply.answer), 1);
         if (spark_reply_is_final(reply.answer)) {

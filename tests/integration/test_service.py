@@ -10,7 +10,7 @@ import sqlite3
 
 import pytest
 
-from harness import LIMIT, VERSION, Agent, Job, config_text, until
+from harness import LIMIT, VERSION, Agent, Job, config_text, need_to_look_into, until
 
 GOOD = {"cluster_id": "c1", "endpoint": "http://127.0.0.1:1", "masters": "http://127.0.0.1:6066"}
 
@@ -273,6 +273,7 @@ def test_metrics_file(node):
 def test_cancels_leave_no_descriptor_behind(node):
     """No pidfd stays open, and the connections to Spark are kept in a small pool."""
     node.start()
+    need_to_look_into(node.agent.process.pid)
     directory = f"/proc/{node.agent.process.pid}/fd"
 
     def descriptors(kind=""):
