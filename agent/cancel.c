@@ -451,7 +451,7 @@ static void kill_accepted(struct cancel *c, const struct cancel_config *config, 
                 return;
         if (c->record.state == CANCEL_KILL)
                 cancel_set_state(c, u, CANCEL_WAIT);
-        c->looking = false;
+        c->looking = c->looked = false;
         c->retry_usec = base_usec_add(c->record.killed_usec, config->kill_retry_usec);
         if (!cancel_has_process(c))
                 c->ask_usec = now->usec + WORD_RETRY_MIN;

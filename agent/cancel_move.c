@@ -198,7 +198,7 @@ void cancel_begin_kill(struct cancel *c, const struct cancel_found *found, struc
 /* Spark did not do it. It is asked on: one kill that was lost may be all that is wrong. */
 void cancel_begin_term(struct cancel *c, const struct cancel_config *config, const struct cancel_now *now,
                        struct cancel_update *u) {
-        c->looking = false;
+        c->looking = c->looked = false;
         cancel_set_state(c, u, CANCEL_TERM);
         cancel_plan_signal(c, u, CANCEL_ESCALATION_SIGTERM);
         if (config->escalation == CANCEL_ESCALATION_SIGKILL)

@@ -55,8 +55,14 @@ static struct abstract abstract_of(const struct bench *b, bool settling) {
                 a.cancel.scanned = a.cancel.asked = false;
         if (r->state != CANCEL_SETTLE)
                 a.cancel.unknown_answers = 0;
-        if (r->state == CANCEL_TERM || r->state == CANCEL_FORCE || r->state == CANCEL_SEARCH)
+        if (r->state != CANCEL_KILL && r->state != CANCEL_WAIT)
                 r->killed_usec = 0;
+        if (r->state == CANCEL_SETTLE) {
+                r->answered_usec = 0;
+                r->escalation = a.cancel.signalled = r->escalation != CANCEL_ESCALATION_NONE;
+        } else {
+                r->ended_usec = 0;
+        }
         if (b->config->escalation == CANCEL_ESCALATION_NONE)
                 r->answered_usec = 0;
         abstract_leftovers(&a.cancel, b->now, settling);
@@ -82,15 +88,18 @@ static struct abstract abstract_of(const struct bench *b, bool settling) {
 }
 
 static uint64_t hash_of(const struct abstract *a) {
-        const uint8_t *bytes = (const uint8_t *)a;
-        uint64_t hash = UINT64_C(14695981039346656037);
+        _Static_assert(sizeof *a % sizeof(uint64_t) == 0, "hashed by words");
+        uint64_t hash = UINT64_C(14695981039346656037), word;
 
-        for (size_t i = 0; i < sizeof *a; i++)
-                hash = (hash ^ bytes[i]) * UINT64_C(1099511628211);
+        for (size_t i = 0; i < sizeof *a; i += sizeof word) {
+                memcpy(&word, (const char *)a + i, sizeof word);
+                hash = (hash ^ word) * UINT64_C(0x9e3779b97f4a7c15);
+                hash ^= hash >> 32;
+        }
         return hash ? hash : 1;
 }
 
-#define WALK_MAX (1u << 20)
+#define WALK_MAX (1u << 19)
 #define SETTLING_STATES 60000 /* the walk with leftovers looks at so many */
 
 /* How many states the walk looks at: all of them in the plain build, a part under sanitizers, which are slow;
