@@ -106,6 +106,9 @@ struct cancel {
         bool looking;            /* KILL: a scan was asked for, for another process of the job */
         bool looked;             /* KILL: … and there was none behind this one; not again before look_usec */
         uint32_t asides;         /* processes that this pass has set aside */
+        bool passed;             /* SETTLE: the pass has come to its end; what came meanwhile stands at its head */
+        bool unresolved;         /* SETTLE: one that was set aside is neither ours nor another's, as far as Spark says */
+        struct cancel_process head; /* SETTLE: the newest process that this pass has seen */
         uint32_t kills_before;   /* kill requests that were for earlier drivers */
         enum cancel_escalation signalled; /* of record.escalation: what is known to be sent, or was before a restart */
         struct cancel_process aside; /* the scan offers what stands behind this process; pid 0: the first */

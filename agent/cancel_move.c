@@ -44,8 +44,9 @@ void cancel_ask_scan(struct cancel *c, struct cancel_update *u) {
 }
 
 void cancel_pass_begin(struct cancel *c) {
-        c->aside = (struct cancel_process){ 0 };
+        c->aside = c->head = (struct cancel_process){ 0 };
         c->asides = 0;
+        c->passed = c->unresolved = false;
 }
 
 /* Any process of the drivers' user can say that it is a driver of this job. Those that are none must not hide the one
@@ -147,7 +148,7 @@ void cancel_report_progress(struct cancel *c, struct cancel_update *u, enum canc
 
 /* Another driver of the job. What Spark was asked about the one before says nothing about it: answers that are still
  * on their way are not believed, and a kill that was accepted was not for it. */
-static void set_driver(struct cancel *c, const char *driver_id) {
+void cancel_set_driver(struct cancel *c, const char *driver_id) {
         if (strcmp(c->record.driver_id, driver_id) == 0)
                 return;
         base_text_copy(c->record.driver_id, sizeof c->record.driver_id, driver_id);
@@ -176,7 +177,7 @@ void cancel_hold_process(struct cancel *c, const struct cancel_found *found, str
 void cancel_begin_kill(struct cancel *c, const struct cancel_found *found, struct cancel_update *u) {
         if (c->record.state == CANCEL_KILL)
                 cancel_release_slot(c, u);
-        set_driver(c, found->driver_id);
+        cancel_set_driver(c, found->driver_id);
         cancel_stop_timers(c);
         c->attempts = c->unknown_answers = 0;
         c->refused_usec = 0;
@@ -237,7 +238,7 @@ void cancel_back_to_search(struct cancel *c, const struct cancel_config *config,
         bool proved = c->driver_held;
 
         leave(c, u);
-        set_driver(c, "");
+        cancel_set_driver(c, "");
         c->record.process = (struct cancel_process){ 0 };
         c->record.escalation = c->signalled = CANCEL_ESCALATION_NONE;
         c->record.supervised = false;

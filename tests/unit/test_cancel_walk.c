@@ -70,7 +70,8 @@ static struct abstract abstract_of(const struct bench *b, bool settling) {
         a.cancel.unknown_answers = (uint32_t)base_min_u64(a.cancel.unknown_answers, 2);
         a.cancel.unknown_usec = 0;
         a.cancel.since_usec = 0;
-        a.cancel.aside = (struct cancel_process){ 0 }; /* the events are relative to it */
+        a.cancel.aside = (struct cancel_process){ .pid = r->state == CANCEL_SETTLE && a.cancel.aside.pid > 0 };
+        a.cancel.head = (struct cancel_process){ 0 };
         a.cancel.asides = 0;
         a.cancel.suspect.process = (struct cancel_process){ .pid = a.cancel.suspect.process.pid > 0 };
         if (a.cancel.suspect.driver_id[0])
@@ -99,7 +100,7 @@ static uint64_t hash_of(const struct abstract *a) {
         return hash ? hash : 1;
 }
 
-#define WALK_MAX (1u << 19)
+#define WALK_MAX (1u << 20)
 #define SETTLING_STATES 60000 /* the walk with leftovers looks at so many */
 
 /* How many states the walk looks at: all of them in the plain build, a part under sanitizers, which are slow;
