@@ -101,7 +101,8 @@ struct cancel {
         bool kill_planned;       /* the last counted kill request has not been sent */
         bool wants_slot;         /* waits for its turn at the worker */
         bool asking;             /* a status question is in flight */
-        bool killing;            /* a kill request is in flight, or decided on (then kill_planned, too) */
+        bool kill_due;           /* it has its turn: CANCEL_ACT_KILL waits for its commit */
+        bool killing;            /* a kill request is in flight */
         bool denied;             /* the process could not be signalled: no right to */
         bool looking;            /* KILL: a scan was asked for, for another process of the job */
         bool looked;             /* KILL: … and there was none behind this one; not again before look_usec */

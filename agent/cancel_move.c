@@ -70,7 +70,7 @@ void cancel_release_slot(struct cancel *c, struct cancel_update *u) {
 
 void cancel_want_slot(struct cancel *c, struct cancel_update *u) {
         c->retry_usec = USEC_NEVER;
-        if (c->wants_slot || c->killing)
+        if (c->wants_slot || c->kill_due || c->killing)
                 return;
         c->wants_slot = true;
         u->change |= CANCEL_SLOT_WANTED;
@@ -87,7 +87,7 @@ void cancel_plan_kill(struct cancel *c, struct cancel_update *u) {
 static void unplan_kill(struct cancel *c, struct cancel_update *u) {
         if (!c->kill_planned)
                 return;
-        c->kill_planned = c->killing = false;
+        c->kill_planned = c->kill_due = false;
         c->record.kill_requests--;
         u->durable = true;
 }
@@ -157,7 +157,7 @@ void cancel_set_driver(struct cancel *c, const char *driver_id) {
         c->record.ended_usec = c->record.ended_real_usec = 0;
         c->record.leftover_processes = 0;
         c->kills_before = cancel_kills_sent(c);
-        c->placed_here = c->asking = c->killing = false;
+        c->placed_here = c->asking = c->kill_due = c->killing = false;
 }
 
 /* escalate_after begins anew: a process that has just come is asked to go through Spark before it is signalled. */
@@ -202,6 +202,8 @@ void cancel_begin_term(struct cancel *c, const struct cancel_config *config, con
         c->looking = c->looked = false;
         cancel_set_state(c, u, CANCEL_TERM);
         cancel_plan_signal(c, u, CANCEL_ESCALATION_SIGTERM);
+        if (!c->killing && !c->kill_due && !c->wants_slot && !c->asking && c->retry_usec == USEC_NEVER && c->ask_usec == USEC_NEVER)
+                c->retry_usec = base_usec_add(now->usec, config->kill_retry_usec); /* it was refused: later again */
         if (config->escalation == CANCEL_ESCALATION_SIGKILL)
                 c->force_usec = base_usec_add(now->usec, config->force_after_usec);
 }
