@@ -84,12 +84,11 @@ void cancel_plan_kill(struct cancel *c, struct cancel_update *u) {
         u->durable = true;
 }
 
-static void unplan_kill(struct cancel *c, struct cancel_update *u) {
+static void unplan_kill(struct cancel *c) {
         if (!c->kill_planned)
                 return;
         c->kill_planned = c->kill_due = false;
         c->record.kill_requests--;
-        u->durable = true;
 }
 
 /* Not a smaller one than was sent. */
@@ -101,12 +100,6 @@ void cancel_plan_signal(struct cancel *c, struct cancel_update *u, enum cancel_e
         u->durable = true;
 }
 
-static void unplan_signals(struct cancel *c, struct cancel_update *u) {
-        if (c->record.escalation == c->signalled)
-                return;
-        c->record.escalation = c->signalled;
-        u->durable = true;
-}
 
 /* ---- moves ------------------------------------------------------------------------------------------------------ */
 
@@ -116,9 +109,10 @@ static void release_driver(struct cancel *c, struct cancel_update *u) {
         c->driver_held = false;
 }
 
+/* Whoever calls it goes to another state, and so stores it. */
 static void leave(struct cancel *c, struct cancel_update *u) {
-        unplan_kill(c, u);
-        unplan_signals(c, u);
+        unplan_kill(c);
+        c->record.escalation = c->signalled; /* what was not sent did not end it */
         release_driver(c, u);
         cancel_release_slot(c, u);
         cancel_stop_timers(c);
