@@ -67,13 +67,13 @@ const struct config_option config_options[] = {
              .help = "File with the bearer token; not together with token_url."),
         TEXT("control-plane", "token_url", token_url, config_rule_token_url, .restart = true,
              .help = "Metadata service that gives bearer tokens; not together with token_file."),
-        TIME("control-plane", connect_timeout, "10s", 100 * USEC_PER_MSEC, 5 * USEC_PER_MINUTE, .restart = true,
+        TIME("control-plane", connect_timeout, "10s", 100 * USEC_PER_MSEC, 5 * USEC_PER_MINUTE,
              .help = "Limit of one connection attempt: name, TCP, TLS and HTTP/2 together."),
-        TIME("control-plane", report_timeout, "10s", 100 * USEC_PER_MSEC, 5 * USEC_PER_MINUTE, .restart = true,
+        TIME("control-plane", report_timeout, "10s", 100 * USEC_PER_MSEC, 5 * USEC_PER_MINUTE,
              .help = "Limit of one Report call."),
-        TIME("control-plane", reconnect_min, "200ms", 10 * USEC_PER_MSEC, 5 * USEC_PER_MINUTE, .restart = true,
+        TIME("control-plane", reconnect_min, "200ms", 10 * USEC_PER_MSEC, 5 * USEC_PER_MINUTE,
              .help = "First pause before a new connection; doubles, with jitter."),
-        TIME("control-plane", reconnect_max, "30s", 10 * USEC_PER_MSEC, USEC_PER_HOUR, .restart = true,
+        TIME("control-plane", reconnect_max, "30s", 10 * USEC_PER_MSEC, USEC_PER_HOUR,
              .help = "Longest pause before a new connection; not below reconnect_min."),
 
         LIST("spark", "masters", masters, config_rule_url, 16, .required = true, .restart = true,
@@ -92,7 +92,7 @@ const struct config_option config_options[] = {
              .restart = true, .help = "Java system property that carries the job id on a driver's command line."),
         TEXT("spark", "driver_user", driver_user, config_rule_user, .restart = true,
              .fallback_note = "the owner of work_directory", .help = "User that drivers run as."),
-        TIME("spark", request_timeout, "10s", 100 * USEC_PER_MSEC, 5 * USEC_PER_MINUTE, .restart = true,
+        TIME("spark", request_timeout, "10s", 100 * USEC_PER_MSEC, 5 * USEC_PER_MINUTE,
              .help = "Limit of one request to one master."),
         CREDENTIAL("spark", "token_file", spark_token_file, .restart = true,
              .help = "File with a bearer token for the masters (JWSFilter)."),
@@ -119,7 +119,9 @@ const struct config_option config_options[] = {
         NUMBER("cancel", max_open, "100000", 1, 10000000,
                .help = "Open operations beyond which no further command is read."),
         TIME("cancel", retention, "7d", USEC_PER_HOUR, 365 * DAY, .help = "How long ended operations are remembered."),
-        NUMBER("cancel", retention_max, "200000", 1, 10000000, .help = "How many ended operations are remembered."),
+        /* Not below what the control plane may have open and so send again (docs/contract.md: 50,000 of a cluster): one
+         * that is forgotten here and open there would be acted on a second time. */
+        NUMBER("cancel", retention_max, "200000", 50000, 10000000, .help = "How many ended operations are remembered."),
 };
 /* clang-format on */
 
@@ -547,8 +549,8 @@ static int check_cancel(struct loader *loader) {
                         "work_directory is not there yet, so nobody knows whom to signal: set driver_user, or "
                         "give the agent CAP_KILL (allowed without: none)");
         return fail_option(loader, "cancel", "escalation",
-                           "this process may not signal the drivers' user: run it as that user or give it CAP_KILL "
-                           "(allowed without: none)");
+                           "this process may not signal the drivers' user: run it as that user or give it CAP_KILL, "
+                           "by a drop-in as in examples/escalation-*.conf (allowed without: none)");
 }
 
 static int check_whole(struct loader *loader) {

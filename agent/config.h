@@ -44,7 +44,7 @@ struct config { /* owned strings; NULL: not set */
 
 /* config_load() - read and check `path`; defaults from the environment ($STATE_DIRECTORY, $RUNTIME_DIRECTORY,
  * $CREDENTIALS_DIRECTORY) and the machine (host name, addresses; no name look-up leaves the machine). 0; -EINVAL or
- * -errno with `error` (CONFIG_ERROR_MAX bytes) = "agent.conf:12: retention: 'x' is not a time (allowed: 1h to 365d)".
+ * -errno (of memory, descriptors, the disk: it may be over next time) with `error` (CONFIG_ERROR_MAX bytes) = "agent.conf:12: retention: 'x' is not a time (allowed: 1h to 365d)".
  * `credential:NAME` of a *_file key becomes $CREDENTIALS_DIRECTORY/NAME here. */
 int config_load(const char *path, struct config **ret, char *error);
 struct config *config_free(struct config *config);
@@ -55,5 +55,6 @@ DEFINE_CLEANUP(struct config *, config_free)
 int config_print(const struct config *config, struct buffer *out);
 
 /* config_reload_conflict() - the first key that differs and can't be changed without a restart, or NULL. What can be
- * changed: log_level, metrics_file, the Worker's two times and all of [cancel]. */
+ * changed: log_level, metrics_file, every time and all of [cancel]. What stays needs a restart for a reason: who we
+ * are and where our state lies, whom we talk to, and by what a driver is known. */
 const char *config_reload_conflict(const struct config *running, const struct config *fresh);

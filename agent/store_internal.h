@@ -26,7 +26,6 @@ enum store_statement {
 enum store_state {
         STORE_IDLE,
         STORE_COMMITTING, /* the turn, the database and `error` belong to the writer thread */
-        STORE_FAILED,     /* the turn is kept for store_retry() */
 };
 
 struct store {
@@ -82,6 +81,9 @@ extern const struct store_step store_schema_steps[STORE_SCHEMA_VERSION];
  * application id and the rows of `meta`. */
 int store_schema_migrate(struct store *store, const struct store_step *steps, uint32_t from, uint32_t to,
                          uint64_t real_usec);
+/* store_schema_check() - is the file's schema just what `steps` make up to `version`? -EBADMSG: it is not, and what
+ * differs first is in store->error. */
+int store_schema_check(struct store *store, const struct store_step *steps, uint32_t version);
 int store_schema_read_meta(struct store *store, struct store_info *info);
 
 /* ---- store_row.c: one operation as a row ---- */
@@ -107,6 +109,9 @@ void store_files_rest_log(struct store *store);
 void store_files_close(struct store *store);
 
 /* ---- store_reserve.c: commits on a full disk ---- */
+/* Filled and dropped again at once, which leaves its pages free. A cut between the two leaves it in the schema, until
+ * the next reserve is made. */
+#define STORE_RESERVE_TABLE "CREATE TABLE reserve (bytes BLOB)"
 /* store_reserve_configure() - the log's length, and how much of it is used before it is emptied. */
 int store_reserve_configure(struct store *store);
 /* store_reserve_open() - at start; returns whether the reserve is whole. */
