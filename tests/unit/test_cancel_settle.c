@@ -388,6 +388,66 @@ static void test_stuck_process_that_is_alone(void **state) {
         assert_string_equal(b.cancel.record.driver_id, "driver-1");
 }
 
+/* ---- supervised drivers ----------------------------------------------------------------------------------------- */
+
+static struct bench begin_supervised_gone(void) {
+        struct bench b = begin(false, &config);
+
+        feed_scan_process(&b, 100, "driver-1", true);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        exits(&b);
+        feed_scan_none(&b);
+        assert_state(&b, SETTLE);
+        return b;
+}
+
+/* Spark calls it RUNNING and there is no process: it is in the Worker's back-off, and the id is killed again. */
+static void test_driver_in_back_off_is_killed_again(void **state) {
+        struct bench b = begin_supervised_gone();
+        (void)state;
+
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        for (int i = 0; i < 20 && b.cancel.record.state == CANCEL_SETTLE; i++) {
+                if (b.update.ask & CANCEL_ASK_SCAN)
+                        feed_scan_none(&b);
+                else if (b.cancel.asking)
+                        feed_status(&b, CANCEL_WORD_RUNNING, true);
+                else
+                        feed_at(&b, b.update.wake_usec);
+        }
+        assert_state(&b, KILL);
+        assert_int_equal(b.cancel.record.process.pid, 0);
+        assert_int_equal(b.cancel.record.process.worker_pid, 7); /* its turn is at that Worker */
+        assert_true(b.update.change & CANCEL_SLOT_WANTED);
+        assert_true(b.update.durable);
+        assert_int_equal(b.cancel.record.kill_requests, 2);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        assert_int_equal(b.update.act, CANCEL_ACT_KILL);
+}
+
+/* RELAUNCHING until the window is over: it runs, or will run, on another node. */
+static void test_relaunched_elsewhere(void **state) {
+        struct bench b = begin_supervised_gone();
+        (void)state;
+
+        for (int i = 0; i < 1000 && b.cancel.record.state == CANCEL_SETTLE; i++) {
+                if (b.cancel.asking)
+                        feed_status(&b, CANCEL_WORD_RELAUNCHING, true);
+                else
+                        feed_at(&b, b.update.wake_usec);
+                if (b.update.ask & CANCEL_ASK_SCAN)
+                        feed_scan_none(&b);
+        }
+        assert_state(&b, SEARCH);
+        assert_in_range(b.now, START + config.relaunch_window_usec, START + config.relaunch_window_usec + 2 * SEC);
+        assert_int_equal(b.cancel.record.progress, CANCEL_NOT_ON_NODE);
+        assert_int_equal(b.cancel.record.accepted_usec, 0);
+        assert_int_equal(b.cancel.record.ended_usec, 0);
+        assert_string_equal(b.cancel.record.driver_id, "");
+}
+
 /* ---- one record, one driver ------------------------------------------------------------------------------------- */
 
 /* Our kill ended the first; the second ended by itself, with exit code 0, before it was asked for. */
@@ -526,6 +586,8 @@ int main(void) {
                 cmocka_unit_test(test_suspect_that_ends),
                 cmocka_unit_test(test_stuck_process_makes_room_for_another),
                 cmocka_unit_test(test_stuck_process_that_is_alone),
+                cmocka_unit_test(test_driver_in_back_off_is_killed_again),
+                cmocka_unit_test(test_relaunched_elsewhere),
                 cmocka_unit_test(test_accepted_kill_is_about_one_driver),
                 cmocka_unit_test(test_signal_is_about_one_process),
                 cmocka_unit_test(test_denied_signal),
