@@ -128,7 +128,7 @@ check-sim: $(BUILD)/sim/sim
 check-sim-long: $(BUILD)/sim/sim
 	@$(BUILD)/sim/sim --schedules 20000
 # Do the tests see it when a move of the machine is left out or changed, one at a time? check-mutants-some takes a part.
-MUTANT_TOOLS := $(BUILD)/sim/sim $(addprefix $(BUILD)/unit/test_cancel,$(empty) _settle _walk)
+MUTANT_TOOLS := $(BUILD)/sim/sim $(addprefix $(BUILD)/unit/test_cancel,$(empty) _kill _settle _walk)
 check-mutants: $(MUTANT_TOOLS)
 	@$(PYTHON) tests/sim/mutate
 check-mutants-some: $(MUTANT_TOOLS)

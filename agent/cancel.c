@@ -166,9 +166,7 @@ static void look_for_another(struct cancel *c, struct cancel_update *u, const st
                 return;
         if (c->looked && now->usec < c->look_usec)
                 return;
-        if (c->looked)
-                cancel_pass_begin(c);
-        else
+        if (!c->looked) /* else a new pass, from its head */
                 c->aside = c->record.process;
         c->looked = false;
         c->looking = true;
@@ -207,8 +205,7 @@ static void scanned_in_kill(struct cancel *c, const struct cancel_config *config
                 c->driver_held = true;
                 u->change |= CANCEL_HOLD;
         } else if (e->scan == CANCEL_SCAN_PROCESS && strcmp(c->record.driver_id, e->found.driver_id) != 0) {
-                cancel_release_slot(c, u); /* the process counts, not the id that the command named: no kill was sent for it */
-                cancel_begin_kill(c, &e->found, u);
+                cancel_begin_kill(c, &e->found, u); /* the process counts, not the id that the command named */
                 return;
         } else if (e->scan == CANCEL_SCAN_PROCESS) {
                 if (c->wants_slot && !same_worker(&c->record.process, &e->found.process))
