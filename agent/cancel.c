@@ -428,8 +428,6 @@ static void on_status(struct cancel *c, const struct cancel_config *config, cons
         else
                 c->attempts++;
         c->ask_usec = now->usec + cancel_backoff(c->attempts - 1, ASK_RETRY_MIN);
-        if (c->record.state == CANCEL_SETTLE && cancel_we_ended_it(c))
-                cancel_settle_evaluate(c, config, now, u);
 }
 
 static void kill_accepted(struct cancel *c, const struct cancel_config *config, const struct cancel_now *now,

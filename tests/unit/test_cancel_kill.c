@@ -165,6 +165,93 @@ static void test_term_comes_before_refused(void **state) {
         assert_int_equal(b.update.wake_usec, b.now + config.kill_retry_usec); /* Spark is asked on */
 }
 
+/* Not only the first answer is stored: what is outstanding changes with each. */
+static void test_what_is_outstanding_is_stored(void **state) {
+        static const enum cancel_answer answers[] = { CANCEL_ANSWER_UNKNOWN_ID, CANCEL_ANSWER_NOT_ALIVE };
+        (void)state;
+
+        for (size_t i = 0; i < ARRAY_SIZE(answers); i++) {
+                struct bench b = begin_accepted();
+
+                pass(&b, b.now + config.kill_retry_usec);
+                feed_type(&b, CANCEL_EVENT_SLOT);
+                feed_kill(&b, answers[i]);
+                assert_true(b.update.durable);
+                assert_int_equal(b.cancel.record.killed_usec, 0);
+        }
+}
+
+static void test_refusal_of_the_token_is_stored(void **state) {
+        struct bench b = begin_found();
+        (void)state;
+
+        feed_status_answer(&b, CANCEL_ANSWER_UNREACHABLE);
+        pass(&b, b.now + SEC);
+        feed_status_answer(&b, CANCEL_ANSWER_REFUSED_AUTH);
+        assert_true(b.update.durable);
+        assert_true(b.cancel.record.refused_auth);
+}
+
+/* An answer of an ALIVE master in between ends the row: "for good" is counted from the next refusal on. */
+static void test_row_of_refusals_is_broken_by_an_answer(void **state) {
+        static const enum cancel_answer answers[] = { CANCEL_ANSWER_ACCEPTED, CANCEL_ANSWER_UNKNOWN_ID };
+        (void)state;
+
+        for (size_t i = 0; i < ARRAY_SIZE(answers); i++) {
+                struct bench b = begin_kill_sent();
+                uint64_t again;
+
+                feed_kill(&b, CANCEL_ANSWER_REFUSED);
+                pass(&b, b.now + SEC);
+                feed_type(&b, CANCEL_EVENT_SLOT);
+                feed_kill(&b, answers[i]);
+                if (!b.cancel.asking)
+                        pass(&b, b.now + config.kill_retry_usec);
+                again = b.now;
+                while (b.cancel.record.state == CANCEL_KILL && b.now < START + 200 * SEC) {
+                        if (b.cancel.wants_slot)
+                                feed_type(&b, CANCEL_EVENT_SLOT);
+                        else if (b.cancel.killing)
+                                feed_kill(&b, CANCEL_ANSWER_REFUSED);
+                        else if (b.cancel.asking)
+                                feed_status_answer(&b, CANCEL_ANSWER_REFUSED);
+                        else
+                                feed_at(&b, b.update.wake_usec);
+                }
+                assert_outcome(&b, SPARK_REFUSED);
+                assert_true(b.now >= again + 2 * config.kill_retry_usec);
+        }
+}
+
+/* Known by its directory, on no Worker yet: its process may come at any time. */
+static void test_driver_without_a_process_is_looked_for(void **state) {
+        struct bench b = begin_directory();
+        (void)state;
+
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_STATUS, .answer = CANCEL_ANSWER_ACCEPTED,
+                                         .word = CANCEL_WORD_SUBMITTED });
+        feed_at(&b, b.update.wake_usec);
+        assert_int_equal(b.update.ask, CANCEL_ASK_SCAN | CANCEL_ASK_STATUS);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        feed_kill(&b, CANCEL_ANSWER_UNKNOWN_ID);
+        assert_int_equal(b.update.ask, CANCEL_ASK_SCAN | CANCEL_ASK_STATUS);
+}
+
+/* Its place must be proved anew before it is asked for again. */
+static void test_lost_kill_after_a_restart(void **state) {
+        struct bench b = begin_accepted();
+        (void)state;
+
+        restart(&b, true);
+        feed_scan_process(&b, 100, "driver-1", false);
+        assert_state(&b, WAIT);
+        pass(&b, b.now + config.kill_retry_usec);
+        assert_state(&b, KILL);
+        assert_int_equal(b.update.ask, CANCEL_ASK_STATUS);
+        assert_false(b.cancel.wants_slot);
+}
+
 /* ---- a restart in TERM and FORCE -------------------------------------------------------------------------------- */
 
 static struct bench begin_signalled(enum cancel_state until, const struct cancel_config *c) {
@@ -302,6 +389,11 @@ int main(void) {
                 cmocka_unit_test(test_driver_without_a_process_is_gone_when_spark_says_so),
                 cmocka_unit_test(test_driver_on_no_worker),
                 cmocka_unit_test(test_what_is_outstanding),
+                cmocka_unit_test(test_what_is_outstanding_is_stored),
+                cmocka_unit_test(test_refusal_of_the_token_is_stored),
+                cmocka_unit_test(test_row_of_refusals_is_broken_by_an_answer),
+                cmocka_unit_test(test_driver_without_a_process_is_looked_for),
+                cmocka_unit_test(test_lost_kill_after_a_restart),
                 cmocka_unit_test(test_refused_after_the_end),
                 cmocka_unit_test(test_term_comes_before_refused),
                 cmocka_unit_test(test_restart_sends_the_signal_again),
