@@ -386,6 +386,9 @@ static void test_stuck_process_that_is_alone(void **state) {
         assert_int_equal(b.cancel.aside.pid, 900);
         feed_scan_process(&b, 100, "driver-1", false);
         assert_string_equal(b.cancel.record.driver_id, "driver-1");
+        feed_status_answer(&b, CANCEL_ANSWER_UNKNOWN_ID); /* nor this one: on with the pass */
+        assert_int_equal(b.update.ask, CANCEL_ASK_SCAN);
+        assert_int_equal(b.cancel.aside.pid, 100);
 }
 
 /* ---- supervised drivers ----------------------------------------------------------------------------------------- */
