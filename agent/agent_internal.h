@@ -69,6 +69,7 @@ struct operation {
         struct driver_hold *ended;     /* of the driver that has ended: it knows the descendants */
         char *leftovers;               /* "123 (python3), 124 (sh)", as the last scan saw them; NULL: none */
         struct spark_request *status_request, *kill_request;
+        const char *master;            /* whose answer is being handled; NULL: none's. For the journal. */
         struct worker *worker;         /* whose queue it waits in or whose slot it holds; NULL: neither */
         bool has_slot;
 

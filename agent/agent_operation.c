@@ -114,6 +114,7 @@ void operation_journal(const struct operation *o, enum journal_event event, cons
                               .cluster_id = o->cluster_id,
                               .driver_id = r->driver_id,
                               .driver_pid = r->process.pid,
+                              .master = o->master,
                               .state = cancel_state_to_text(r->state),
                               .outcome = cancel_outcome_to_text(r->outcome),
                       },
@@ -229,6 +230,7 @@ static int operation_on_killed(const struct spark_result *result, void *userdata
         };
 
         o->kill_request = spark_request_free(o->kill_request);
+        o->master = result->master;
         if (result->answer == SPARK_ACCEPTED)
                 operation_journal(o, JOURNAL_KILL_ACCEPTED, "kill accepted: driver %s of job %s, by %s",
                                   o->cancel.record.driver_id, o->job_id, result->master);
@@ -236,6 +238,7 @@ static int operation_on_killed(const struct spark_result *result, void *userdata
                 operation_journal(o, JOURNAL_KILL_FAILED, "kill of driver %s of job %s not accepted: %s (%s)",
                                   o->cancel.record.driver_id, o->job_id, spark_answer_to_text(result->answer),
                                   result->detail);
+        o->master = NULL;
         operation_feed(o, &event);
         return 0;
 }
