@@ -462,12 +462,14 @@ static int on_cancel(struct agent *agent, const struct command_event *event) {
                 return r;
         cancel_begin(&o->cancel, &now, command_deadline(agent, event), event->dry_run, event->verdict != COMMAND_VALID,
                      event->verdict == COMMAND_VALID ? event->driver_id : "");
+        operation_observe(o);
         agent->open_count++;
         if (event->verdict == COMMAND_VALID)
                 operation_journal(o, JOURNAL_COMMAND_RECEIVED, "cancel received: job %s, asked for by %s, %" PRIu64 " s to its deadline%s",
                                   o->job_id, o->created_by[0] ? o->created_by : "an unnamed caller",
                                   base_usec_sub(o->cancel.record.deadline_usec, now.usec) / USEC_PER_SEC,
-                                  event->dry_run ? "; a dry run: nothing will be killed" : "");
+                                  event->dry_run ? "; a dry run: nothing will be killed" :
+                                  o->observed ? "; observe mode: nothing will be killed" : "");
         operation_feed_simple(o, CANCEL_EVENT_COMMAND);
         return 0;
 }

@@ -32,7 +32,8 @@ void agent_status_text(const struct agent *agent, char *text, size_t size) {
         if (agent->commit_failures > 0)
                 (void)snprintf(text, size, "Cannot write the state database in %s", agent->config->state_directory);
         else
-                (void)snprintf(text, size, "%s %s; %" PRIu64 " open, %" PRIu64 " waiting for a driver%s%s",
+                (void)snprintf(text, size, "%s%s %s; %" PRIu64 " open, %" PRIu64 " waiting for a driver%s%s",
+                               agent->config->observe ? "Observe mode, kills nothing; " : "",
                                agent->connected ? "Connected to" : "Not connected to", agent->config->endpoint, counts.open,
                                counts.searching, stuck, last);
 }
@@ -46,6 +47,7 @@ void agent_bus_status(struct bus_status *ret, void *userdata) {
                 .cluster_id = agent->config->cluster_id,
                 .node = agent->config->node,
                 .endpoint = agent->config->endpoint,
+                .mode = agent->config->observe ? "observe" : "act",
                 .connected = agent->connected,
                 .reports_waiting = control_reports_waiting(agent->control),
                 .revision = agent->revision,

@@ -2,7 +2,7 @@
 #pragma once
 /*
  * What the files of the shell share: agent.c (the turn), agent_operation.c (one operation's value, events and
- * effects), agent_leftovers.c (what an ended driver left behind), agent_report.c (what a report says), agent_pace.c
+ * effects), agent_silent.c (observed and local ones), agent_leftovers.c (what an ended driver left behind), agent_report.c (what a report says), agent_pace.c
  * (one kill at a time per Worker), agent_load.c (what a restart finds).
  */
 #include "agent.h"
@@ -21,6 +21,7 @@
 
 #define AGENT_SEARCH_INTERVAL_USEC (5 * USEC_PER_SEC)
 #define AGENT_REPORT_BYTES_MAX (64 * 1024)
+#define AGENT_LOCAL_PREFIX "local-" /* of the id of an operation that was ordered on this node */
 
 /* glibc's sys/queue.h lacks the form that allows removal of the current element. */
 #define TAILQ_FOREACH_SAFE_(variable, head, field, next) \
@@ -75,6 +76,8 @@ struct operation {
         uint32_t act_committing;       /* deeds that the running commit allows */
         bool dirty, committing, wants_scan, wants_hold, hold_failing, ask_failed, touched;
         bool other_boot;               /* loaded from an earlier boot, not yet restarted */
+        bool dry_run_asked;            /* by the command; the record's flag is also set when the operation is observed */
+        bool observed;                 /* it came, or was loaded unfinished, in observe mode: see agent_silent.c */
 
         TAILQ_ENTRY(operation) all_link, touched_link, commit_link, scan_link, slot_link, done_link;
 };
@@ -143,6 +146,12 @@ void operation_journal(const struct operation *o, enum journal_event event, cons
 void operation_look_for_leftovers(struct operation *o, struct cancel_event *event);
 void operation_signal_leftovers(struct operation *o, int signal_number, const char *name);
 void operation_tell_leftovers(const struct operation *o, const struct cancel_record *before);
+
+/* agent_silent.c: operations of which the control plane hears nothing (more) */
+bool operation_is_local(const struct operation *o);
+bool operation_is_silent(const struct operation *o, enum cancel_outcome outcome);
+void operation_observe(struct operation *o);
+void operation_end_silently(struct operation *o, const struct cancel_record *before);
 
 /* agent_report.c */
 int report_make(struct operation *o, bool final);

@@ -140,6 +140,7 @@ void operation_to_store(const struct operation *o, struct store_operation *ret) 
                 .report = { o->report, o->report_size },
                 .done_real_usec = o->done_real_usec,
         };
+        ret->record.dry_run = o->dry_run_asked;
 }
 
 /* ---- what the world says ------------------------------------------------------------------------------------ */
@@ -417,7 +418,8 @@ static void operation_tell(struct operation *o, const struct cancel_record *befo
                 operation_journal(o, JOURNAL_DRIVER_NOT_HERE, "no driver of job %s on this node; looking on until %s", o->job_id,
                                   "the operation is withdrawn or its deadline passes");
         if (before->outcome != r->outcome) {
-                operation_journal(o, JOURNAL_OUTCOME, "outcome %s: %s", cancel_outcome_to_text(r->outcome),
+                operation_journal(o, o->observed ? JOURNAL_OBSERVED : JOURNAL_OUTCOME, "outcome %s: %s",
+                                  cancel_outcome_to_text(r->outcome),
                                   o->message ? o->message : "");
                 metrics_add(METRICS_OUTCOMES, cancel_outcome_to_text(r->outcome), 1);
                 o->agent->last_outcome_usec = now;
@@ -426,7 +428,7 @@ static void operation_tell(struct operation *o, const struct cancel_record *befo
                 operation_journal(o, JOURNAL_REPORT_QUARANTINED,
                                   "the control plane rejected the report of job %s: kept, not sent again; "
                                   "see the control plane's log, then `spark-cancelctl retry %s`", o->job_id, o->id);
-        if (before->state == CANCEL_REPORT && r->state == CANCEL_DONE)
+        if (before->state == CANCEL_REPORT && r->state == CANCEL_DONE && !operation_is_silent(o, r->outcome))
                 operation_journal(o, JOURNAL_REPORT_ACKNOWLEDGED, "report acknowledged: job %s, %s", o->job_id,
                                   cancel_outcome_to_text(r->outcome));
 }
@@ -526,6 +528,7 @@ void operation_feed(struct operation *o, const struct cancel_event *event) {
         operation_count(o, before.record.state);
         if (unsent)
                 operation_answer_kill_unsent(o);
+        operation_end_silently(o, &before.record);
 }
 
 void operation_feed_simple(struct operation *o, enum cancel_event_type type) {

@@ -39,7 +39,7 @@ struct bus_operation { /* one row of List and Show */
 };
 
 struct bus_status {
-        const char *version, *cluster_id, *node, *endpoint, *summary; /* summary: the STATUS= line */
+        const char *version, *cluster_id, *node, *endpoint, *mode, *summary; /* mode: act, observe; summary: the STATUS= line */
         bool connected;
         uint64_t open, searching, quarantined, reports_waiting;
         int64_t revision;

@@ -77,6 +77,7 @@ int driver_new(struct event *event, const struct driver_options *options, int (*
                 return r;
         driver->proc_fd = options->proc_fd;
         driver->driver_uid = options->driver_uid;
+        driver->observe = options->observe;
         driver->ticks_per_second = ticks > 0 ? (uint64_t)ticks : 100;
         driver->argv_bytes = BUFFER_INIT(DRIVER_ARGV_MAX);
         driver->parent_bytes = BUFFER_INIT(DRIVER_ARGV_MAX);

@@ -210,6 +210,7 @@ static int make_agent(struct program *p) {
                               .worker_host_count = c->worker_hosts.count,
                               .request_timeout_usec = c->request_timeout_usec,
                               .token = p->spark_token,
+                              .observe = c->observe,
                               .ca_file = c->spark_ca_file,
                               .certificate_file = c->spark_certificate_file,
                               .private_key_file = c->spark_private_key_file,
@@ -223,6 +224,7 @@ static int make_agent(struct program *p) {
                                .work_directory = c->work_directory,
                                .job_id_property = c->job_id_property,
                                .driver_uid = c->driver_uid,
+                               .observe = c->observe,
                        },
                        agent_driver_wake, p->agent, &p->driver);
         if (r < 0)
@@ -385,6 +387,10 @@ static int run(struct program *p) {
                 return r;
         journal_write(JOURNAL_STARTED, NULL, "spark-cancel-agent " VERSION ": cluster %s, node %s, control plane %s",
                       p->config->cluster_id, p->config->node, p->config->endpoint);
+        metrics_set(METRICS_BUILD_INFO, VERSION, 1);
+        metrics_set(METRICS_OBSERVE_MODE, NULL, p->config->observe ? 1 : 0);
+        if (p->config->observe)
+                journal_write(JOURNAL_OBSERVING, NULL, "observe mode: no kill, no signal and no final report leaves this node");
         problem = driver_work_directory_status(p->driver);
         if (problem)
                 journal_write(JOURNAL_WORK_DIRECTORY, NULL, "work directory %s: %s; watching for it", p->config->work_directory,

@@ -30,6 +30,7 @@ struct spark {
         size_t worker_host_count;
         uint64_t request_timeout_usec;
         char *ca_file, *certificate_file, *private_key_file;
+        bool observe;
         size_t alive; /* index of the master that answered as ALIVE last */
 };
 
@@ -247,6 +248,8 @@ static int request_start(struct spark *spark, enum spark_question question, cons
 
 int spark_kill(struct spark *spark, const char *driver_id, spark_handler handler, void *userdata,
                struct spark_request **ret) {
+        if (spark->observe)
+                return -EPERM;
         return request_start(spark, SPARK_QUESTION_KILL, driver_id, handler, userdata, ret);
 }
 
@@ -330,6 +333,7 @@ int spark_new(struct event *event, struct http *http, const struct spark_options
         spark->event = event;
         spark->http = http;
         spark->token = options->token;
+        spark->observe = options->observe;
         spark->request_timeout_usec = options->request_timeout_usec;
         int r = spark_copy_options(spark, options);
         if (r < 0)
