@@ -90,7 +90,7 @@ $(BUILD)/spark-cancel-agent: $(BUILD)/agent/main.o $(BUILD)/library.a
 	$(call quiet,LD,$@) $(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
 
 $(BUILD)/spark-cancelctl: $(BUILD)/agent/ctl.o $(BUILD)/library.a
-	$(call quiet,LD,$@) $(CC) $(LDFLAGS_ALL) -o $@ $^ $(shell $(PKG_CONFIG) --libs libsystemd)
+	$(call quiet,LD,$@) $(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
 
 # ---- tests ----------------------------------------------------------------------------------------------
 UNIT_C := $(wildcard tests/unit/test_*.c)

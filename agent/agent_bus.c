@@ -49,6 +49,7 @@ void agent_bus_status(struct bus_status *ret, void *userdata) {
                 .endpoint = agent->config->endpoint,
                 .mode = agent->config->observe ? "observe" : "act",
                 .connected = agent->connected,
+                .connection_error = agent->notice,
                 .reports_waiting = control_reports_waiting(agent->control),
                 .revision = agent->revision,
         };
@@ -82,6 +83,9 @@ int agent_bus_list(bool all, int (*visit)(const struct bus_operation *operation,
                                   .accepted_real_usec = record->accepted_real_usec,
                                   .ended_real_usec = record->ended_real_usec,
                                   .kill_requests = record->kill_requests,
+                                  .requested_by = o->created_by,
+                                  .local = operation_is_local(o),
+                                  .observed = o->observed,
                           },
                           visitor);
                 if (r < 0)

@@ -77,9 +77,17 @@ struct operation {
         bool dirty, committing, wants_scan, wants_hold, hold_failing, ask_failed, touched;
         bool other_boot;               /* loaded from an earlier boot, not yet restarted */
         bool dry_run_asked;            /* by the command; the record's flag is also set when the operation is observed */
+        void (*stored)(struct operation *o, bool stored); /* told once: its record is in the store (false: it will not be) */
+        void *stored_userdata;
         bool observed;                 /* it came, or was loaded unfinished, in observe mode: see agent_silent.c */
 
         TAILQ_ENTRY(operation) all_link, touched_link, commit_link, scan_link, slot_link, done_link;
+};
+
+/* A question of the local bus that takes time; freed with the agent if it is still under way. */
+struct agent_question {
+        TAILQ_ENTRY(agent_question) link; /* in agent->questions */
+        void (*free)(struct agent_question *question);
 };
 
 struct agent {
@@ -91,10 +99,13 @@ struct agent {
         struct driver *driver;
         struct spark *spark;
         struct store *store;
+        struct http *http;             /* lent, for preflights */
+        struct token *spark_token;
 
         void *tree;                    /* tsearch(3), by operation id */
         struct operation_list all, touched, committing_list, scanning, done_list;
         TAILQ_HEAD(, worker) workers;
+        TAILQ_HEAD(, agent_question) questions;
         size_t open_count, done_count;
 
         struct event_source *turn;     /* deferred */
@@ -114,6 +125,10 @@ struct agent {
         size_t held;                   /* bytes not given back because max_open is reached */
         bool revision_reset, full, skew_warned, connected, status_armed;
         int64_t sequence_base;
+        uint64_t skew_usec;            /* between the clocks of this node and the control plane, as of the last Bookmark */
+        bool skew_known;
+        char notice[256];              /* why there is no connection to the control plane; "" while there is one */
+        struct agent_check *check;     /* the preflight that is under way, and the last one's answer; NULL: never asked */
         uint64_t last_outcome_usec;
 
         int (*status_changed)(void *userdata);
@@ -129,6 +144,7 @@ int agent_insert(struct agent *agent, struct operation *o);
 void agent_touch(struct operation *o); /* the next turn, at once, looks at it */
 void agent_keep_touched(struct operation *o); /* the next turn, whenever it comes: see agent_try_again() */
 void agent_counts_changed(struct agent *agent);
+int agent_add_local(struct agent *agent, const char *job_id, uint32_t uid, struct operation **ret);
 
 /* agent_operation.c */
 int operation_new(struct agent *agent, const char *id, struct operation **ret);
@@ -138,6 +154,7 @@ void operation_feed_simple(struct operation *o, enum cancel_event_type type);
 void operation_feed_scan(struct operation *o);
 void operation_do(struct operation *o, uint32_t act);
 void operation_hold(struct operation *o);
+void operation_tell_stored(struct operation *o, bool stored);
 void operation_to_store(const struct operation *o, struct store_operation *ret);
 void operation_journal(const struct operation *o, enum journal_event event, const char *format, ...)
         __attribute__((format(printf, 3, 4)));

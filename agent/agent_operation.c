@@ -77,10 +77,17 @@ int operation_new(struct agent *agent, const char *id, struct operation **ret) {
         return 0;
 }
 
+/* Once, whoever waits for it. */
+void operation_tell_stored(struct operation *o, bool stored) {
+        if (o->stored)
+                TAKE(o->stored)(o, stored);
+}
+
 /* Also takes it out of every list that it is in; the caller has taken it out of the tree. */
 struct operation *operation_free(struct operation *o) {
         if (!o)
                 return NULL;
+        operation_tell_stored(o, false);
         if (o->touched)
                 TAILQ_REMOVE(&o->agent->touched, o, touched_link);
         if (o->wants_scan)

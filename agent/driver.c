@@ -112,6 +112,14 @@ uint32_t driver_scan_size(const struct driver *driver) {
         return driver->table.size;
 }
 
+uint32_t driver_count(const struct driver *driver) {
+        uint32_t count = 0;
+
+        for (size_t i = 0; i < driver->table.count; i++)
+                count += driver->table.processes[i].found.job_id[0] != 0;
+        return count;
+}
+
 /* find_first() - the first of the job's processes; NULL: none. */
 static const struct driver_process *find_first(const struct driver_table *table, const char *job_id) {
         size_t low = 0, high = table->count;

@@ -60,6 +60,9 @@ DEFINE_CLEANUP(struct driver *, driver_free)
 int driver_scan(struct driver *driver);
 uint32_t driver_scan_size(const struct driver *driver); /* processes seen in the last pass */
 
+/* driver_count() - the processes of the last scan that passed as some job's driver. */
+uint32_t driver_count(const struct driver *driver);
+
 /* driver_match() - what the last scan says of `job_id`. Several processes of one job: the newest start wins and
  * the others are found again by the scan after its end. One under its Worker goes before an orphan, one that is not
  * contested before one that is. O(log n). */

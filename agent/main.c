@@ -243,6 +243,7 @@ static int make_agent(struct program *p) {
         if (r < 0)
                 return fail("session with the control plane", r);
         agent_attach(p->agent, p->control, p->driver, p->spark, p->store);
+        agent_lend(p->agent, p->http, p->spark_token);
         return 0;
 }
 
@@ -339,6 +340,18 @@ static int bus_retry(const char *operation_id, void *userdata) {
         return agent_bus_retry(operation_id, ((struct program *)userdata)->agent);
 }
 
+static int bus_find(const char *job_id, struct bus_call *call, void *userdata) {
+        return agent_bus_find(job_id, call, ((struct program *)userdata)->agent);
+}
+
+static int bus_cancel(const char *job_id, uint32_t uid, struct bus_call *call, void *userdata) {
+        return agent_bus_cancel(job_id, uid, call, ((struct program *)userdata)->agent);
+}
+
+static int bus_check(struct bus_call *call, void *userdata) {
+        return agent_bus_check(call, ((struct program *)userdata)->agent);
+}
+
 static int make_bus(struct program *p) {
         static const struct bus_handlers handlers = {
                 .status = bus_status,
@@ -346,6 +359,9 @@ static int make_bus(struct program *p) {
                 .reload = program_reload_logged,
                 .retry = bus_retry,
                 .metrics = bus_metrics,
+                .find = bus_find,
+                .cancel = bus_cancel,
+                .check = bus_check,
         };
         char path[4096];
         int r;

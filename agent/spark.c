@@ -47,6 +47,7 @@ struct spark_request {
         size_t current; /* the one that is being asked, or was last */
         uint32_t asked;
         enum spark_answer answer; /* combined, of those visited */
+        char version[SPARK_VERSION_MAX + 1];
         char detail[SPARK_DETAIL_MAX + 1];
 };
 
@@ -97,6 +98,7 @@ static int request_finish(struct spark_request *request, const struct spark_repl
                 .asked = request->asked,
         };
         (void)base_text_copy(result.state_text, sizeof(result.state_text), reply->state_text);
+        (void)base_text_copy(result.version, sizeof(result.version), reply->version);
         (void)base_text_copy(result.worker_host_port, sizeof(result.worker_host_port), reply->worker_host_port);
         return request_deliver(request, &result);
 }
@@ -112,6 +114,7 @@ static int request_finish_without(struct spark_request *request) {
                 .detail = detail,
                 .asked = request->asked,
         };
+        (void)base_text_copy(result.version, sizeof(result.version), request->version);
         return request_deliver(request, &result);
 }
 
@@ -143,6 +146,8 @@ static int on_http(const struct http_result *http, void *userdata) {
                 spark_reply_classify(request->question, request->driver_id, http->status, http->body, &reply);
         else
                 base_text_escape(reply.detail, sizeof(reply.detail), http->error, strlen(http->error));
+        if (reply.version[0])
+                (void)base_text_copy(request->version, sizeof(request->version), reply.version);
         request->http = http_request_free(request->http);
         metrics_add(METRICS_MASTER_ANSWERS, spark_answer_to_text(reply.answer), 1);
         if (spark_reply_is_final(reply.answer)) {

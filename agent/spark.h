@@ -18,6 +18,7 @@ struct spark_request;
 struct token;
 
 #define SPARK_MASTERS_MAX 16
+#define SPARK_VERSION_MAX 31
 
 enum spark_answer { /* of a whole round */
         SPARK_ACCEPTED,     /* kill: success:true; status: the id is known */
@@ -41,6 +42,7 @@ struct spark_result { /* valid during the callback */
         bool worker_named;                     /* status: workerHostPort was there */
         bool worker_here;                      /* … and its host is among worker_hosts */
         char worker_host_port[280];            /* escaped */
+        char version[SPARK_VERSION_MAX + 1];   /* of Spark, by its last answer in the round; escaped; "": not told */
         const char *master;                    /* URL of the master whose answer decided; of the last asked otherwise */
         const char *detail;                    /* for people: Spark's message or the error of each master, escaped, at most 512 */
         uint32_t asked;                        /* masters to which the request was handed: 0 without a readable token */

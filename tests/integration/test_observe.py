@@ -47,7 +47,7 @@ def test_finds_and_kills_nothing(node):
     assert not node.plane.operation(operation).done
     node.agent.wait_log("observe mode: no kill, no signal and no final report")
     line = node.agent.wait_log("outcome DRY_RUN: Observe mode")
-    assert "SPARK_JOB_ID=j1" in line and "SPARK_OUTCOME=DRY_RUN" in line
+    assert " job_id=j1 " in line and line.endswith(" outcome=DRY_RUN")
 
 
 def test_says_so_in_status_and_metrics(node):
