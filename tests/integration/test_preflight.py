@@ -5,13 +5,14 @@ from the configuration. Each finding has its remedy.
 """
 import json
 import os
+import re
 import socket
 import subprocess
 
 import pytest
 
 from certificates import Authority
-from harness import AGENT, LIMIT, CLUSTER, until
+from harness import AGENT, CLUSTER, LIMIT, ROOT, until
 
 CTL = AGENT.parent / "spark-cancelctl"
 
@@ -54,6 +55,32 @@ def free_port():
     held = socket.socket()
     held.bind(("127.0.0.1", 0))
     return held, held.getsockname()[1]
+
+
+# ---- spark-cancel-agent --check-config
+
+def test_check_config_prints_every_effective_key(node):
+    """Those of the commented etc/agent.conf, which has them all; what it prints it takes again."""
+    prepare(node, escalation="none")
+    node.agent.write_config()
+    result = node.agent.run(f"--config={node.agent.config}", "--check-config")
+    assert result.returncode == 0, result.stderr
+    known = [(line[0], line[1]) for line in keys_of((ROOT / "etc" / "agent.conf").read_text(), r"#?([a-z_]+) =")]
+    printed = keys_of(result.stdout, r"(?:# )?([a-z_]+)(?: =|:)")
+    assert len(known) > 40 and sorted(known) == sorted(printed)
+    again = node.directory / "again.conf"
+    again.write_text(result.stdout)
+    assert node.agent.run(f"--config={again}", "--check-config").stdout == result.stdout
+
+
+def keys_of(text, pattern):
+    section, found = None, []
+    for line in text.splitlines():
+        if match := re.fullmatch(r"\[([a-z-]+)\]", line):
+            section = match[1]
+        elif section and (match := re.match(pattern, line)):
+            found.append((section, match[1]))
+    return found
 
 
 # ---- by the agent
