@@ -56,5 +56,6 @@ DEFINE_CLEANUP(struct config *, config_free)
 int config_print(const struct config *config, struct buffer *out);
 
 /* config_reload_conflict() - the first key that differs and can't be changed without a restart, or NULL. What can be
- * changed: log_level, metrics_file, the Worker's two times and all of [cancel]. */
+ * changed: log_level, metrics_file, every time and all of [cancel]. What stays needs a restart for a reason: who we
+ * are and where our state lies, whom we talk to, and by what a driver is known. */
 const char *config_reload_conflict(const struct config *running, const struct config *fresh);

@@ -117,9 +117,8 @@ static int copy_options(struct control *control, const struct control_options *o
             !base_text_copy(control->instance_id, sizeof(control->instance_id), options->instance_id) ||
             !base_text_copy(control->agent_version, sizeof(control->agent_version), options->agent_version))
                 return -EINVAL;
-        control->reconnect_min_usec = options->reconnect_min_usec;
-        control->reconnect_max_usec = base_max_u64(options->reconnect_max_usec, options->reconnect_min_usec);
-        control->report_timeout_usec = options->report_timeout_usec;
+        control_set_times(control, options->reconnect_min_usec, options->reconnect_max_usec,
+                          options->report_timeout_usec);
         return 0;
 }
 
@@ -195,6 +194,13 @@ int control_drain(struct control *control, uint64_t timeout_usec, int (*done)(vo
 void control_reload(struct control *control) {
         control->reload_wanted = true;
         control_schedule(control);
+}
+
+void control_set_times(struct control *control, uint64_t reconnect_min_usec, uint64_t reconnect_max_usec,
+                       uint64_t report_timeout_usec) {
+        control->reconnect_min_usec = reconnect_min_usec;
+        control->reconnect_max_usec = base_max_u64(reconnect_max_usec, reconnect_min_usec);
+        control->report_timeout_usec = report_timeout_usec;
 }
 
 uint64_t control_deadline_usec(const struct control *control, uint64_t server_real_usec) {

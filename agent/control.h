@@ -105,5 +105,9 @@ int control_drain(struct control *control, uint64_t timeout_usec, int (*done)(vo
  * out on a new one at once, whatever back-off they were in. */
 void control_reload(struct control *control);
 
+/* control_set_times() - replace the three times of control_options: they count from the next wait or call on. */
+void control_set_times(struct control *control, uint64_t reconnect_min_usec, uint64_t reconnect_max_usec,
+                       uint64_t report_timeout_usec);
+
 bool control_is_connected(const struct control *control);
 size_t control_reports_waiting(const struct control *control);

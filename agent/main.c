@@ -279,6 +279,9 @@ static int program_reload(char *error, size_t error_size, void *userdata) {
         p->config = fresh;
         log_set_level(fresh->log_level);
         agent_reconfigure(p->agent, fresh);
+        grpc_channel_set_connect_timeout(p->channel, fresh->connect_timeout_usec);
+        control_set_times(p->control, fresh->reconnect_min_usec, fresh->reconnect_max_usec, fresh->report_timeout_usec);
+        spark_set_request_timeout(p->spark, fresh->request_timeout_usec);
         token_refresh(p->spark_token);
         control_reload(p->control);
         config_free(old);

@@ -329,6 +329,10 @@ static int spark_copy_options(struct spark *spark, const struct spark_options *o
         return 0;
 }
 
+void spark_set_request_timeout(struct spark *spark, uint64_t request_timeout_usec) {
+        spark->request_timeout_usec = request_timeout_usec;
+}
+
 int spark_new(struct event *event, struct http *http, const struct spark_options *options, struct spark **ret) {
         if (options->master_count == 0 || options->master_count > SPARK_MASTERS_MAX)
                 return -EINVAL;

@@ -66,6 +66,9 @@ int spark_new(struct event *event, struct http *http, const struct spark_options
 struct spark *spark_free(struct spark *spark); /* all requests must have been freed */
 DEFINE_CLEANUP(struct spark *, spark_free)
 
+/* spark_set_request_timeout() - for requests from now on. */
+void spark_set_request_timeout(struct spark *spark, uint64_t request_timeout_usec);
+
 /* spark_kill() / spark_status() - one round for a valid driver id (base_driver_id_is_valid(), else -EINVAL).
  * The handler is called once, on the loop, never from within this call. Slots: freeing cancels, at any time. A kill
  * that was cancelled, or whose round ended as SPARK_UNREACHABLE, may have been carried out all the same.

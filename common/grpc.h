@@ -87,6 +87,9 @@ DEFINE_CLEANUP(struct grpc_channel *, grpc_channel_free)
  * TLS files changed (which also drops the TLS session). */
 void grpc_channel_drop(struct grpc_channel *channel);
 
+/* grpc_channel_set_connect_timeout() - for connections from the next one on. */
+void grpc_channel_set_connect_timeout(struct grpc_channel *channel, uint64_t connect_timeout_usec);
+
 /* grpc_channel_peer() - "198.51.100.7:443" of the current connection, "" without one. */
 const char *grpc_channel_peer(const struct grpc_channel *channel);
 

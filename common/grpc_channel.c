@@ -331,6 +331,10 @@ struct grpc_channel *grpc_channel_free(struct grpc_channel *channel) {
         return channel_destroy(channel);
 }
 
+void grpc_channel_set_connect_timeout(struct grpc_channel *channel, uint64_t connect_timeout_usec) {
+        channel->connect_timeout_usec = connect_timeout_usec;
+}
+
 void grpc_channel_drop(struct grpc_channel *channel) {
         struct grpc_link *link;
 

@@ -42,7 +42,7 @@ from yandex.cloud.spark.v1 import job_service_pb2, job_service_pb2_grpc  # noqa:
 BUILD = pathlib.Path(ROOT, os.environ.get("BUILD") or "build")
 AGENT = pathlib.Path(os.environ.get("AGENT") or BUILD / "spark-cancel-agent")
 VERSION = (ROOT / "VERSION").read_text().strip()
-LIMIT = 30  # seconds; the limit of a wait, not its length: on a busy machine all takes longer
+LIMIT = 60  # seconds; the limit of a wait, not its length: on a busy machine all takes longer
 CLUSTER = "c1"
 WORKER_HOST_PORT = "127.0.0.1:7078"
 SANITIZER = re.compile(r"(ERROR: (Address|Leak|Thread)Sanitizer|runtime error:|Assertion .* failed|Invariant)")
@@ -430,13 +430,13 @@ class Node:
         return f"driver-20260101000000-{self._driver_count:04d}"
 
     def start_driver(self, job_id, driver_id=None, sigterm="die", before=(), after=(), worker=None, argv=None, register=True,
-                     directory=None, **record):
+                     directory=None, environment=None, **record):
         """A driver's process as a Worker starts it, and Spark's record of it."""
         driver_id = driver_id or self.next_driver_id()
         directory = directory or self.work / driver_id
         directory.mkdir(exist_ok=True)
         process = (worker or self.worker).spawn(argv or driver_argv(self.work, driver_id, job_id, before, after), directory,
-                                                FAKEJVM_SIGTERM=sigterm)
+                                                FAKEJVM_SIGTERM=sigterm, **(environment or {}))
         if register and driver_id in self.cluster.drivers:
             self.cluster.place(driver_id, process.pid, worker_host_port=WORKER_HOST_PORT)
         elif register:

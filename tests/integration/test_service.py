@@ -5,6 +5,7 @@ The binary as a service: its configuration and exit codes, READY, SIGTERM, SIGHU
 import os
 import re
 import signal
+import socket
 import sqlite3
 
 import pytest
@@ -196,6 +197,55 @@ def test_sighup_reloads(node):
     start = node.agent.mark()
     node.agent.process.send_signal(signal.SIGHUP)
     node.agent.wait_log("cluster_id.*restart|restart.*cluster_id", start=start)
+    driver = node.run_job("j1")
+    node.wait_cancelled(node.cancel("j1"), driver)
+
+
+def reload(agent, **keys):
+    changed(agent, **keys)
+    start = agent.mark()
+    agent.process.send_signal(signal.SIGHUP)
+    agent.wait_log("configuration reloaded", start=start)
+
+
+def test_sighup_takes_the_reconnect_times(node):
+    """The pause is an hour, and a reload makes it short for all that come after."""
+    node.start(agent={"reconnect_min": "5min", "reconnect_max": "1h"})
+    reload(node.agent, reconnect_min="20ms", reconnect_max="100ms")
+    node.plane.wait_watching("n1")
+    node.plane.restart()
+    node.agent.wait_log(r"next try in 0\.[01] s")
+    driver = node.run_job("j1")
+    node.wait_cancelled(node.cancel("j1"), driver)
+
+
+def test_sighup_takes_the_connect_timeout(node):
+    """A server that accepts and says nothing: the limit of the new connection is the new one."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        agent = Agent(node.directory, **{**GOOD, "endpoint": f"http://127.0.0.1:{silent.getsockname()[1]}",
+                                         "work_directory": node.work, "connect_timeout": "5min"}).start()
+        connection, _ = silent.accept()
+        reload(agent, connect_timeout="200ms")
+        agent.wait_log("within 200 ms")
+        connection.close()
+
+
+def test_sighup_takes_the_report_timeout(node):
+    """The answer to a Report does not come: with the new limit it is sent again at once."""
+    node.start(agent={"report_timeout": "5min"})
+    reload(node.agent, report_timeout="300ms")
+    node.plane.wait_watching("n1")
+    node.plane.faults.add("report", "delay", seconds=20)
+    node.run_job("j1")
+    assert node.job_of(node.wait_done(node.cancel("j1"), timeout=15)).status == Job.CANCELLED
+
+
+def test_sighup_takes_the_request_timeout(node):
+    """A master that accepts and never answers holds nobody up for longer than the new limit."""
+    node.start(agent={"request_timeout": "5min"}, masters=("ALIVE", "ALIVE"))
+    reload(node.agent, request_timeout="200ms")
+    node.plane.wait_watching("n1")
+    node.masters[0].fault("hang", None, count=None)
     driver = node.run_job("j1")
     node.wait_cancelled(node.cancel("j1"), driver)
 

@@ -11,6 +11,7 @@ import pytest
 
 from certificates import Authority
 from harness import CLUSTER, LIMIT, ROOT, agent_pb2, rules, until, wire
+from metadata import MetadataService
 from sparkcancel.agent.v1 import cancel_agent_service_pb2_grpc as agent_grpc
 
 
@@ -302,6 +303,45 @@ def test_token_is_rotated(node):
     write(node.directory / "tokens", f"new {CLUSTER} n1\n")
     write(node.directory / "token", "new\n")
     cancelled_inside(node, "j2")
+
+
+def metadata_node(node, service):
+    tokens = write(node.directory / "tokens", f"first {CLUSTER} n1\n")
+    start_with(node, {"tokens": str(tokens)}, {"token_url": service.url}, wait=False)
+    return tokens
+
+
+def test_token_of_a_metadata_service(node):
+    """token_url: asked with Metadata-Flavor: Google, once for many calls; the token is in no log."""
+    with MetadataService("first") as service:
+        metadata_node(node, service)
+        cancelled_inside(node, "j1")
+        cancelled_inside(node, "j2")
+        assert service.requests == 1
+    assert "first" not in node.agent.log()
+
+
+def test_token_of_a_metadata_service_that_comes_late(node):
+    """Busy, then talking nonsense, when the agent starts: said, and asked again until there is a token."""
+    with MetadataService(None) as service:
+        metadata_node(node, service)
+        node.agent.wait_log("HTTP status 503")
+        assert not node.plane.streams("n1")
+        service.body, service.token = b"<html>login</html>", "first"
+        node.agent.wait_log("no usable access_token")
+        service.body = None
+        cancelled_inside(node)
+
+
+def test_token_of_a_metadata_service_is_renewed(node):
+    """UNAUTHENTICATED: the service is asked again, and the calls go on with its new token."""
+    with MetadataService("first") as service:
+        tokens = metadata_node(node, service)
+        cancelled_inside(node, "j1")
+        service.token = "second"
+        write(tokens, f"second {CLUSTER} n1\n")
+        cancelled_inside(node, "j2")
+        assert service.requests >= 2
 
 
 # ---- the reference control plane as a command

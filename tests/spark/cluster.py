@@ -44,8 +44,14 @@ class Failure(Exception):
         self.log = log
 
 
+# What each limit is multiplied by. A limit ends a wait that would never end; it measures nothing, and several JVMs on a
+# busy machine take many times what they take alone.
+PATIENCE = 5
+
+
 def until(condition, seconds, what, log=None, pause=0.02):
     """Wait for the first true value of condition() and return it."""
+    seconds *= PATIENCE
     limit = time.monotonic() + seconds
     while True:
         value = condition()

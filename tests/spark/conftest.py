@@ -40,6 +40,7 @@ class Node:
         self.kit, self.cluster, self.directory = kit, cluster, directory
         self.plane = server.ControlPlane(options.Options(**{
             "clusters": [CLUSTER_ID], "state": str(directory / "plane.db"), "masters": [cluster.rest_url],
+            "master_uis": [cluster.ui_url],
             "spark_master": cluster.master_url, "poll": 0.2, "heartbeat": 2.0, "deadline": 120.0,
         } | plane_options))
         self.agent_keys = {"cancel__kill_retry": "8s"} | agent_keys
@@ -55,12 +56,12 @@ class Node:
         self.jobs = job_service_pb2_grpc.JobServiceStub(self.channel)
         self.operations = operation_service_pb2_grpc.OperationServiceStub(self.channel)
 
-    def submit(self, main_class, *arguments, **properties):
+    def submit(self, main_class, *arguments, jar=None, **properties):
         """Create a job by the published API; its id, when Spark has taken it."""
         operation = self.jobs.Create(job_service_pb2.CreateJobRequest(
             cluster_id=CLUSTER_ID, name=main_class.lower() + "-job",
-            spark_job=job_pb2.SparkJob(main_class=main_class, main_jar_file_uri=f"file:{self.kit.jar}", args=arguments,
-                                       properties=SMALL_DRIVER | properties)), timeout=10)
+            spark_job=job_pb2.SparkJob(main_class=main_class, main_jar_file_uri=jar or f"file:{self.kit.jar}",
+                                       args=arguments, properties=SMALL_DRIVER | properties)), timeout=10)
         operation = until(lambda: self.ended(operation.id), 20, "the job's creation")
         assert not operation.HasField("error"), operation.error.message
         return wire.unpack(operation.metadata, wire.CreateJobMetadata).job_id

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cancels of real drivers of a real cluster, from the caller's Cancel to the caller's ended Operation."""
+import http.server
+import threading
 import time
 
 import pytest
@@ -118,6 +120,107 @@ def test_job_that_is_still_starting(node):
     assert_cancelled(node, node.wait(operation.id), job_id)
     # and none comes later: the kill was for the driver id, not for a process
     assert node.cluster.driver_pids(job_id) == []
+
+
+class SlowJar:
+    """Serves the jar and stops in the middle until it is told to go on, or to cut the connection."""
+
+    def __init__(self, jar):
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.cut = False
+        content, slow = jar.read_bytes(), self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content[:len(content) // 2])
+                self.wfile.flush()
+                slow.begun.set()
+                slow.go_on.wait(120)
+                if not slow.cut:
+                    self.wfile.write(content[len(content) // 2:])
+
+            def log_message(self, *_):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/jobs.jar"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self):
+        self.go_on.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def slow_jar(kit):
+    made = SlowJar(kit.jar)
+    yield made
+    made.close()
+
+
+def submit_slowly(node, slow_jar):
+    """A job whose jar is half there: Spark says RUNNING, there is a directory, and no process."""
+    job_id = node.submit("Sleep", jar=slow_jar.url)
+    assert slow_jar.begun.wait(60)
+    driver_id = node.plane.state.job("c1", job_id)["driver_id"]
+    until(lambda: node.cluster.driver_state(driver_id) == "RUNNING", 30, "Spark to say RUNNING")
+    assert (node.cluster.work / driver_id).is_dir() and node.cluster.driver_pids(job_id) == []
+    return job_id, driver_id
+
+
+def assert_never_ran(node, job_id, driver_id):
+    """The Worker writes the launch command into stderr right after it has started the process."""
+    assert node.cluster.driver_pids(job_id) == []
+    assert not (node.cluster.work / driver_id / "stderr").exists()
+
+
+@pytest.mark.parametrize("cut, word", [(False, "KILLED"), (True, "ERROR")], ids=["the jar comes", "the jar never comes"])
+def test_job_whose_jar_is_on_its_way(make_node, slow_jar, cut, word):
+    """The command names the driver: killed before there is a process, and none comes when the jar is there."""
+    node = make_node(plane={"send_driver_id": True})
+    job_id, driver_id = submit_slowly(node, slow_jar)
+    operation = node.cancel(job_id)
+    node.agent.wait("kill accepted", operation.id)
+    assert not node.operation(operation.id).done  # the Worker does not stop fetching, so nobody knows the end yet
+    slow_jar.cut = cut
+    slow_jar.go_on.set()
+    ended = node.wait(operation.id)
+    assert wire.unpack(ended.response, Job).status == Job.CANCELLED, ended
+    report = node.final(operation.id)
+    assert report.outcome == "CANCELLED" and report.metadata.driver_id == driver_id
+    assert report.metadata.driver_state == word == node.cluster.driver_state(driver_id)
+    assert report.metadata.kill_requests >= 1 and report.metadata.HasField("kill_accepted_at")
+    assert_never_ran(node, job_id, driver_id)
+
+
+def test_job_whose_jar_comes_after_the_deadline(make_node, slow_jar):
+    """Killed, and its end not known: said as it is. Spark keeps its word all the same: no process comes."""
+    node = make_node(plane={"send_driver_id": True})
+    job_id, driver_id = submit_slowly(node, slow_jar)
+    operation = node.plane.cancel(job_id, deadline=5.0)
+    ended = node.wait(operation.id)
+    assert ended.error.code == 4
+    report = node.final(operation.id)
+    assert report.outcome == "DEADLINE_EXCEEDED" and report.metadata.HasField("kill_accepted_at")
+    assert not report.metadata.HasField("ended_at")
+    slow_jar.go_on.set()
+    until(lambda: node.cluster.driver_state(driver_id) == "KILLED", 30, "Spark to say KILLED")
+    assert_never_ran(node, job_id, driver_id)
+
+
+def test_job_whose_jar_is_on_its_way_and_nobody_names_its_driver(make_node, slow_jar):
+    """A directory alone proves nothing: the agent keeps looking, and kills the process the moment it is there."""
+    node = make_node(plane={"not_found_grace": 600.0})
+    job_id, driver_id = submit_slowly(node, slow_jar)
+    operation = node.cancel(job_id)
+    node.plane.wait_report(operation.id, "NOT_ON_NODE")
+    slow_jar.go_on.set()
+    report = assert_cancelled(node, node.wait(operation.id), job_id)
+    assert report.metadata.driver_id == driver_id
 
 
 def test_job_that_does_not_exist_yet(make_node):

@@ -614,7 +614,9 @@ static void test_reload_conflict(void **state) {
                 {"ca_file = /ca\n", "ca_file"},
                 {"[agent]\nnode = other\n", "node"},
                 {"[agent]\nstate_directory = /other\n", "state_directory"},
-                {"[control-plane]\nreport_timeout = 9s\n", "report_timeout"},
+                {"[control-plane]\nserver_name = x\n", "server_name"},
+                {"[control-plane]\nconnect_timeout = 9s\nreport_timeout = 9s\nreconnect_min = 1s\nreconnect_max = 2s\n", NULL},
+                {"request_timeout = 5s\n", NULL},
         };
         char text[512];
 

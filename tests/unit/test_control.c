@@ -468,6 +468,19 @@ static void test_reload(void **state) {
         assert_int_equal(wait_watch(), 0);
 }
 
+static void test_times_can_be_changed(void **state) {
+        (void)state;
+        start(5);
+        for (int i = 0; i < 8; i++) {
+                close_watch(GRPC_UNAVAILABLE, false);
+                (void)wait_watch();
+        }
+        control_set_times(agent.control, 2 * USEC_PER_SEC, USEC_PER_SEC, USEC_PER_SEC); /* the maximum is never below */
+        close_watch(GRPC_UNAVAILABLE, false);
+        uint64_t waited = wait_watch();
+        assert_true(waited > 0 && waited <= 2 * USEC_PER_SEC);
+}
+
 static int fail_in_event(void) {
         return -EIO;
 }
@@ -509,6 +522,7 @@ int main(void) {
                 TEST(test_call_start_fails),
                 TEST(test_deadline),
                 TEST(test_reload),
+                TEST(test_times_can_be_changed),
                 TEST(test_handler_failure_ends_the_loop),
         };
 

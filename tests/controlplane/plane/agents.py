@@ -219,7 +219,7 @@ class Agents:
     def _fail(self, fault, context):
         """The faults status and delay."""
         if fault.kind == "delay":
-            time.sleep(fault.seconds)
+            self.plane.stopping.wait(fault.seconds)
             return
         if fault.pushback is not None:
             context.set_trailing_metadata((("grpc-retry-pushback-ms", str(fault.pushback)),))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-callers: JobService, OperationService, ApiEndpointService
+callers: JobService, OperationService, and what SDKs ask first: ApiEndpointService, IamTokenService
 
 Beside the published fields Cancel reads two metadata keys of its own: `x-dry-run: 1` (agents say what they would do) and
 `x-deadline: SECONDS`.
@@ -12,10 +12,11 @@ import grpc
 
 from yandex.cloud.endpoint import api_endpoint_service_pb2 as endpoint_pb2
 from yandex.cloud.endpoint import api_endpoint_service_pb2_grpc as endpoint_grpc
+from yandex.cloud.iam.v1 import iam_token_service_pb2, iam_token_service_pb2_grpc as iam_grpc
 from yandex.cloud.operation import operation_service_pb2_grpc as operation_grpc
 from yandex.cloud.spark.v1 import job_service_pb2, job_service_pb2_grpc as job_grpc
 
-from . import wire
+from . import logs, wire
 from .jobs import check_id, invalid
 from .rules import Refusal
 from .wire import Job, Operation
@@ -24,6 +25,7 @@ PAGE_DEFAULT = 100
 PAGE_MAX = 1000
 FILTER = re.compile(r'\s*(id|name|status)\s*=\s*["\']?([-_A-Za-z0-9]+)["\']?\s*\Z')
 REFRESH_SECONDS = 2.0
+IAM_TOKEN_SECONDS = 12 * 3600
 ENDPOINTS = ("endpoint", "iam", "managed-spark", "operation")
 
 
@@ -119,14 +121,18 @@ class JobService(job_grpc.JobServiceServicer):
 
     @answering
     def ListLog(self, request, context):
-        """What the control plane knows of the job's life; the driver's own output stays on its node."""
+        """What the driver wrote, from its Worker; see logs.py. The token is empty when the job has ended and all was given."""
         self.plane.access.caller(context, request.cluster_id)
-        self._job(request)
-        size, after = page_size(request.page_size), page_number(request.page_token) or 0
-        rows = self.state.rows("SELECT * FROM job_log WHERE cluster_id = ? AND job_id = ? AND number > ? ORDER BY number LIMIT ?",
-                               request.cluster_id, request.job_id, after, size)
-        more = str(rows[-1]["number"]) if len(rows) == size else ""
-        return job_service_pb2.ListJobLogResponse(content="".join(row["line"] for row in rows), next_page_token=more)
+        content, token = self.plane.logs.page(self._fresh(request), request.page_size, request.page_token)
+        if not content and token:
+            self.plane.stopping.wait(logs.HOLD_SECONDS)
+            content, token = self.plane.logs.page(self._fresh(request), request.page_size, request.page_token)
+        return job_service_pb2.ListJobLogResponse(content=content, next_page_token=token)
+
+    def _fresh(self, request):
+        """The job's row; whether it has ended is asked before the log is read, so that its last lines are in there."""
+        self.plane.jobs.refresh(self._job(request), REFRESH_SECONDS)
+        return self._job(request)
 
     @answering
     def Cancel(self, request, context):
@@ -179,3 +185,19 @@ class ApiEndpointService(endpoint_grpc.ApiEndpointServiceServicer):
     def List(self, request, context):
         return endpoint_pb2.ListApiEndpointsResponse(
             endpoints=[endpoint_pb2.ApiEndpoint(id=name, address=self.plane.advertised) for name in ENDPOINTS])
+
+
+class IamTokenService(iam_grpc.IamTokenServiceServicer):
+    """An SDK that was given an OAuth token exchanges it here. A caller's token of --tokens counts as both: it comes back."""
+
+    def __init__(self, plane):
+        self.plane = plane
+
+    @answering
+    def Create(self, request, context):
+        if request.WhichOneof("identity") != "yandex_passport_oauth_token":
+            raise Refusal(grpc.StatusCode.UNIMPLEMENTED, "keys of service accounts are not known here: give the SDK an iam_token")
+        self.plane.access.exchange(request.yandex_passport_oauth_token)
+        return iam_token_service_pb2.CreateIamTokenResponse(
+            iam_token=request.yandex_passport_oauth_token,
+            expires_at=wire.timestamp(wire.now_usec() + IAM_TOKEN_SECONDS * wire.USEC))

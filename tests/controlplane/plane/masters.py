@@ -21,7 +21,7 @@ class SparkError(Exception):
         self.sent = sent
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
+class NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *arguments):
         return None
 
@@ -32,7 +32,7 @@ class Masters:
         self.timeout = timeout
         self.token_file = token_file
         self._first = 0  # the one that was ALIVE last
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), NoRedirect())
 
     def _ask(self, url, path, body=None, timeout=None):
         request = urllib.request.Request(f"{url}/v1/submissions/{path}", data=body)
@@ -82,3 +82,8 @@ class Masters:
         fields = self._round(f"status/{driver_id}", timeout=timeout)
         state = fields.get("driverState")
         return state[:31] if fields.get("success") is True and isinstance(state, str) else ""
+
+    def worker(self, driver_id):
+        """The id of the Worker that Spark has placed a driver on, also after its end; "": none, or the id is not known."""
+        worker = self._round(f"status/{driver_id}").get("workerId")
+        return worker if isinstance(worker, str) else ""

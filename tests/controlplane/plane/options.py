@@ -14,6 +14,7 @@ class Options:
     advertise: str = ""                 # what ApiEndpointService tells; "": where it listens
     state: str = "controlplane.db"
     masters: list = dataclasses.field(default_factory=list)
+    master_uis: list = dataclasses.field(default_factory=list)  # web UIs of the masters: they know those of the Workers
     spark_master: str = ""              # spark.master of submissions; "": spark:// and the hosts of `masters`
     spark_timeout: float = 10.0
     spark_token_file: str = ""

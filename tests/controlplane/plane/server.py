@@ -18,6 +18,7 @@ import grpc
 
 from sparkcancel.agent.v1 import cancel_agent_service_pb2 as agent_pb2
 from yandex.cloud.endpoint import api_endpoint_service_pb2_grpc as endpoint_grpc
+from yandex.cloud.iam.v1 import iam_token_service_pb2_grpc as iam_grpc
 from yandex.cloud.operation import operation_service_pb2_grpc as operation_grpc
 from yandex.cloud.spark.v1 import job_service_pb2_grpc as job_grpc
 
@@ -25,9 +26,10 @@ from . import rules as rules_module
 from . import wire
 from .access import Access
 from .agents import Agents
-from .callers import ApiEndpointService, JobService, OperationService
+from .callers import ApiEndpointService, IamTokenService, JobService, OperationService
 from .faults import Faults
 from .jobs import Jobs
+from .logs import Logs
 from .masters import Masters
 from .options import Options
 from .rules import Rules
@@ -77,11 +79,13 @@ class ControlPlane:
         self.access = Access(options.tokens, bool(options.client_ca))
         self.agents = Agents(self)
         self.rules = Rules(self.state, options, self.agents.live_nodes)
-        self.jobs = Jobs(self.state, options, Masters(options.masters, options.spark_timeout, options.spark_token_file))
+        masters = Masters(options.masters, options.spark_timeout, options.spark_token_file)
+        self.jobs = Jobs(self.state, options, masters)
+        self.logs = Logs(self.state, options, masters)
         self.agents.forgive()
         self.jobs.end_interrupted()
         self._start_server()
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()
         self._ticker = threading.Thread(target=self._tick, name="ticker", daemon=True)
         self._ticker.start()
         self.jobs.start()
@@ -95,6 +99,7 @@ class ControlPlane:
         job_grpc.add_JobServiceServicer_to_server(JobService(self), self._server)
         operation_grpc.add_OperationServiceServicer_to_server(OperationService(self), self._server)
         endpoint_grpc.add_ApiEndpointServiceServicer_to_server(ApiEndpointService(self), self._server)
+        iam_grpc.add_IamTokenServiceServicer_to_server(IamTokenService(self), self._server)
         self._server.add_generic_rpc_handlers((self.agents.handler(),))
         if self.options.tls_cert:
             ca = read(self.options.client_ca) if self.options.client_ca else None
@@ -120,7 +125,7 @@ class ControlPlane:
         """Streams end with UNAVAILABLE; what was answered is stored. The port is kept for start()."""
         if self._server is None:
             return
-        self._stopping.set()
+        self.stopping.set()
         with self.state.lock:
             self.agents.stopping = True
             for stream in self.agents.streams.values():
@@ -143,7 +148,7 @@ class ControlPlane:
 
     def _tick(self):
         wait = 0.0
-        while not self._stopping.wait(wait):
+        while not self.stopping.wait(wait):
             wait = min(0.25, max(0.05, self.rules.evaluate_due()))
 
     # ---- for tests and the command line, beside the network

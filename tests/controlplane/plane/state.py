@@ -14,8 +14,9 @@ import time
 
 from . import wire
 
-SCHEMA_VERSION = 1
-SCHEMA = """
+SCHEMA_VERSION = 2
+DRIVER_UI = "CREATE TABLE driver_ui (driver_id TEXT PRIMARY KEY, address TEXT NOT NULL) WITHOUT ROWID;"  # since 2
+SCHEMA = DRIVER_UI + """
 CREATE TABLE cluster (cluster_id TEXT PRIMARY KEY, position INTEGER NOT NULL, trimmed INTEGER NOT NULL);
 CREATE TABLE job (number INTEGER PRIMARY KEY AUTOINCREMENT, cluster_id TEXT NOT NULL, job_id TEXT NOT NULL,
     job BLOB NOT NULL, status INTEGER NOT NULL, driver_id TEXT NOT NULL DEFAULT '', supervised INTEGER NOT NULL DEFAULT 0,
@@ -74,10 +75,11 @@ class State:
 
     def _migrate(self):
         version = self._base.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, SCHEMA_VERSION):
+        if not 0 <= version <= SCHEMA_VERSION:
             raise StateError(f"{self.path} has schema {version}; this program knows {SCHEMA_VERSION}")
-        if version == 0:
-            self._base.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        if version < SCHEMA_VERSION:
+            change = SCHEMA if version == 0 else DRIVER_UI
+            self._base.executescript(f"BEGIN; {change} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
     def close(self):
         with self.lock:
@@ -205,7 +207,7 @@ class State:
         return self.rows("SELECT * FROM node WHERE cluster_id = ?", cluster_id)
 
     def note(self, cluster_id, job_id, text):
-        """One line of the job's log, for ListLog."""
+        """One line of the job's history, for `controlplane history`."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
         self.execute("INSERT INTO job_log (cluster_id, job_id, line) VALUES (?, ?, ?)", cluster_id, job_id,
                      f"{moment}Z {text}\n")
