@@ -21,7 +21,7 @@ struct driver_options {
         const char *work_directory;  /* path; may not exist yet: watched for */
         const char *job_id_property; /* spark.yandex.job.id */
         int64_t driver_uid;          /* the expected owner; -1: owner of the work directory */
-        bool observe;                /* no signal is sent: driver_signal*() are -EPERM */
+        bool observe;                /* no signal is sent: driver_signal*() are -ECANCELED */
 };
 
 struct driver_found {

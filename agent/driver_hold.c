@@ -89,7 +89,7 @@ int driver_signal(struct driver_hold *hold, int signal_number) {
         if (signal_number != SIGTERM && signal_number != SIGKILL)
                 return -EINVAL;
         if (hold->observe)
-                return -EPERM;
+                return -ECANCELED;
         if (!hold->source)
                 return -ESRCH;
         return syscall(SYS_pidfd_send_signal, hold->pidfd, signal_number, NULL, 0U) < 0 ? -errno : 0;

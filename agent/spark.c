@@ -254,7 +254,7 @@ static int request_start(struct spark *spark, enum spark_question question, cons
 int spark_kill(struct spark *spark, const char *driver_id, spark_handler handler, void *userdata,
                struct spark_request **ret) {
         if (spark->observe)
-                return -EPERM;
+                return -ECANCELED;
         return request_start(spark, SPARK_QUESTION_KILL, driver_id, handler, userdata, ret);
 }
 

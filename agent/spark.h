@@ -58,7 +58,7 @@ struct spark_options { /* all copied */
         uint64_t request_timeout_usec;   /* per master */
         struct token *token;             /* NULL: no Authorization header; not owned. See spark_kill(). */
         const char *ca_file, *certificate_file, *private_key_file;
-        bool observe;                    /* no kill request leaves: spark_kill() is -EPERM */
+        bool observe;                    /* no kill request leaves: spark_kill() is -ECANCELED */
 };
 
 /* spark_new() - -EINVAL: no master or more than SPARK_MASTERS_MAX, or a URL too long. */
@@ -74,7 +74,7 @@ void spark_set_request_timeout(struct spark *spark, uint64_t request_timeout_use
  * that was cancelled, or whose round ended as SPARK_UNREACHABLE, may have been carried out all the same.
  * While a configured token cannot be had nobody is asked. A file that is missing, unreadable or unusable makes the
  * round SPARK_REFUSED_AUTH: a person is needed; the next round reads it again. What passes by itself, such as a
- * metadata service that has not answered yet, makes it SPARK_UNREACHABLE. spark_kill(): -EPERM with `observe`. */
+ * metadata service that has not answered yet, makes it SPARK_UNREACHABLE. spark_kill(): -ECANCELED with `observe`. */
 int spark_kill(struct spark *spark, const char *driver_id, spark_handler handler, void *userdata,
                struct spark_request **ret);
 int spark_status(struct spark *spark, const char *driver_id, spark_handler handler, void *userdata,
