@@ -489,7 +489,7 @@ int agent_add_local(struct agent *agent, const char *job_id, uint32_t uid, struc
         r = command_begin(agent, &event, &o);
         if (r < 0)
                 return r;
-        o->sequence = 0; /* see agent_silent.c */
+        o->local = true; /* see agent_silent.c */
         cancel_begin(&o->cancel, &now, command_deadline(agent, &event), false, false, "");
         operation_observe(o);
         agent->open_count++;

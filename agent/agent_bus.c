@@ -84,7 +84,7 @@ int agent_bus_list(bool all, int (*visit)(const struct bus_operation *operation,
                                   .ended_real_usec = record->ended_real_usec,
                                   .kill_requests = record->kill_requests,
                                   .requested_by = o->created_by,
-                                  .local = operation_is_local(o),
+                                  .local = o->local,
                                   .observed = o->observed,
                           },
                           visitor);

@@ -24,7 +24,7 @@ static struct operation *find_open(const struct agent *agent, const char *job_id
         struct operation *o;
 
         TAILQ_FOREACH(o, &agent->all, all_link)
-                if (operation_is_local(o) && cancel_is_open(o->cancel.record.state) && strcmp(o->job_id, job_id) == 0)
+                if (o->local && cancel_is_open(o->cancel.record.state) && strcmp(o->job_id, job_id) == 0)
                         return o;
         return NULL;
 }

@@ -79,6 +79,7 @@ struct operation {
         bool dry_run_asked;            /* by the command; the record's flag is also set when the operation is observed */
         void (*stored)(struct operation *o, bool stored); /* told once: its record is in the store (false: it will not be) */
         void *stored_userdata;
+        bool local;                    /* ordered on this node */
         bool observed;                 /* it came, or was loaded unfinished, in observe mode: see agent_silent.c */
 
         TAILQ_ENTRY(operation) all_link, touched_link, commit_link, scan_link, slot_link, done_link;
@@ -165,7 +166,7 @@ void operation_signal_leftovers(struct operation *o, int signal_number, const ch
 void operation_tell_leftovers(const struct operation *o, const struct cancel_record *before);
 
 /* agent_silent.c: operations of which the control plane hears nothing (more) */
-bool operation_is_local(const struct operation *o);
+bool operation_was_local(const struct store_operation *row);
 bool operation_is_silent(const struct operation *o, enum cancel_outcome outcome);
 void operation_observe(struct operation *o);
 void operation_end_silently(struct operation *o, const struct cancel_record *before);

@@ -140,7 +140,7 @@ void operation_to_store(const struct operation *o, struct store_operation *ret) 
                 .app_name = o->app_name,
                 .message = o->message ? o->message : "",
                 .started_real_usec = o->started_real_usec,
-                .sequence = o->sequence,
+                .sequence = o->local ? 0 : o->sequence,
                 .acknowledged_sequence = o->acknowledged_sequence,
                 .report_sequence = o->report_sequence,
                 .report_final = o->report_final,

@@ -13,17 +13,17 @@
  * Local: an operator of this node has ordered the cancel over the local bus. The contract knows reports about
  * operations that the control plane gave; it would answer UNKNOWN_OPERATION to this one, or wait unread where the
  * control plane is down, which is what a local cancel is for. So nothing is sent; the operation is DONE as soon as its
- * outcome is known. Such an operation never numbers a report: its sequence is 0, which no other's is, and with the
- * prefix of its id that tells it apart after a restart, too, whatever ids a control plane makes up.
+ * outcome is known. Such an operation never numbers a report, so it is stored with sequence 0, which no other's is; with
+ * the prefix of its id that tells it apart after a restart, too, whatever ids a control plane makes up.
  */
 #include "agent_internal.h"
 
-bool operation_is_local(const struct operation *o) {
-        return o->sequence == 0 && base_text_starts_with(o->id, AGENT_LOCAL_PREFIX);
+bool operation_was_local(const struct store_operation *row) {
+        return row->sequence == 0 && base_text_starts_with(row->operation_id, AGENT_LOCAL_PREFIX);
 }
 
 bool operation_is_silent(const struct operation *o, enum cancel_outcome outcome) {
-        return operation_is_local(o) || (o->observed && outcome != CANCEL_NOT_ON_NODE);
+        return o->local || (o->observed && outcome != CANCEL_NOT_ON_NODE);
 }
 
 /* Once, when the record is there: the command has come or the row was loaded. */

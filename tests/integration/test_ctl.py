@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from harness import AGENT, LIMIT, ROOT, Job, driver_argv, until
+from harness import AGENT, CLUSTER, LIMIT, ROOT, Job, driver_argv, until, wire
 
 CTL = AGENT.parent / "spark-cancelctl"
 
@@ -186,6 +186,24 @@ def test_local_cancel_is_not_reported(node, ctl):
     node.wait_cancelled(node.cancel("j2"), later)
     assert not [report for report in node.plane.reports() if report.operation.id.startswith("local-")]
     assert not driver.alive()
+
+
+def test_control_plane_that_makes_up_such_an_id(node, ctl):
+    """It is the control plane's all the same, after a restart, too: it is reported."""
+    node.start()
+    operation, waiting = "local-0123456789abcdef", "local-fedcba9876543210"
+    driver = node.run_job("j1")
+    for operation_id, job_id in ((operation, "j1"), (waiting, "j2")):
+        metadata = wire.pack(wire.CreateJobMetadata(cluster_id=CLUSTER, job_id=job_id))
+        node.plane.inject_cancel(wire.Operation(id=operation_id, metadata=metadata), job_id=job_id)
+    driver.wait_gone()
+    node.agent.wait_log(f"report acknowledged: .* operation_id={operation} ")
+    node.agent.wait_log(f"no driver of job j2 .* operation_id={waiting} ")
+    node.agent.restart()
+    later = node.start_driver("j2")
+    later.wait_gone()
+    node.agent.wait_log(f"report acknowledged: .* operation_id={waiting} ")
+    assert not any(ctl("show", name, "--json")["local"] for name in (operation, waiting))
 
 
 def test_local_cancel_beside_one_of_the_control_plane(node, ctl):
