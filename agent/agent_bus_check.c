@@ -58,7 +58,7 @@ static int check_begin(struct agent_check *check) {
         const struct preflight_agent known = {
                 .connected = agent->connected,
                 .notice = agent->notice,
-                .store_failing = agent->commit_failures > 0,
+                .store_failing = agent->failing,
                 .skew_known = agent->skew_known,
                 .skew_usec = agent->skew_usec,
         };

@@ -50,7 +50,9 @@ struct bus_status {
         const char *version, *cluster_id, *node, *endpoint, *mode, *summary; /* mode: act, observe; summary: the STATUS= line */
         bool connected;
         const char *connection_error; /* why not; "" while it is, or when nobody said yet */
+        bool from_memory;       /* the state database cannot be written */
         uint64_t open, searching, quarantined, reports_waiting;
+        uint64_t unwritten;     /* records that only memory has */
         int64_t revision;
 };
 

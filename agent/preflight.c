@@ -399,7 +399,8 @@ static void look_at_state(struct preflight *p) {
         struct preflight_finding *finding = add(p, "state directory");
 
         if (p->options.agent && p->agent.store_failing)
-                say(finding, PREFLIGHT_FAILURE, "Look at the disk: df, dmesg; the journal names the error", "%s can't be written", path);
+                say(finding, PREFLIGHT_WARNING, "Look at the disk: df, dmesg; the journal names the error",
+                    "%s can't be written: the agent works from memory, and a crash would lose what it has not written", path);
         else if (p->options.agent || access(path, W_OK | X_OK) == 0)
                 say(finding, PREFLIGHT_OK, "", "%s can be written", path);
         else if (errno == ENOENT)
