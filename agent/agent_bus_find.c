@@ -11,14 +11,23 @@
 
 #define FINDS_MAX 4       /* under way at once */
 #define LOOKALIKES_MAX 64 /* told of one job */
+#define CANDIDATES_MAX 8  /* processes that pass for its driver and are asked about */
+#define REASON_MAX 1024
+
+/* A process that passes for the job's driver, as far as this node can see. */
+struct candidate {
+        struct driver_found found;
+        char state[DRIVER_STATE_MAX + 1]; /* Spark's word */
+        char reason[REASON_MAX];
+};
 
 struct find {
         struct agent_question question; /* first */
         struct agent *agent;
         struct bus_call *call;
         char job_id[JOB_ID_MAX + 1];
-        enum driver_match match;
-        struct driver_found found;
+        struct candidate candidates[CANDIDATES_MAX];
+        size_t candidate_count; /* the last one is being asked about */
         struct bus_lookalike lookalikes[LOOKALIKES_MAX];
         size_t lookalike_count;
         struct spark_request *status;
@@ -37,25 +46,40 @@ static void find_free(struct agent_question *question) {
         free(find);
 }
 
-static void find_answer(struct find *find, bool would_kill, const char *state, const char *reason) {
-        const struct driver_found *found = &find->found;
-        bool known = find->match != DRIVER_MATCH_NONE;
+/* Candidates that are none stand before the look-alikes that the scan refused. */
+static size_t find_add_candidates(const struct find *find, const struct candidate *chosen,
+                                  struct bus_lookalike rows[CANDIDATES_MAX + LOOKALIKES_MAX]) {
+        size_t count = 0;
+
+        for (size_t i = 0; i < find->candidate_count; i++)
+                if (&find->candidates[i] != chosen)
+                        rows[count++] = (struct bus_lookalike){ find->candidates[i].found.pid, find->candidates[i].reason };
+        for (size_t i = 0; i < find->lookalike_count; i++)
+                rows[count++] = find->lookalikes[i];
+        return count;
+}
+
+/* `candidate` is the one that a cancel would hit, or the first that it would have hit; NULL: there is none. */
+static void find_answer(struct find *find, bool would_kill, const struct candidate *candidate, const char *reason) {
+        static const struct candidate nobody;
+        const struct candidate *c = candidate ? candidate : &nobody;
+        struct bus_lookalike rows[CANDIDATES_MAX + LOOKALIKES_MAX];
         struct bus_find answer = {
                 .job_id = find->job_id,
                 .mode = find->agent->config->observe ? "observe" : "act",
                 .would_kill = would_kill,
                 .reason = reason,
-                .driver_id = known ? found->driver_id : "",
-                .driver_state = state,
-                .app_name = known ? found->app_name : "",
-                .driver_pid = known ? found->pid : 0,
-                .worker_pid = known ? found->worker_pid : 0,
-                .supervised = known && found->supervised,
-                .started_real_usec = known ? found->started_real_usec : 0,
+                .driver_id = c->found.driver_id,
+                .driver_state = c->state,
+                .app_name = c->found.app_name,
+                .driver_pid = c->found.pid,
+                .worker_pid = c->found.worker_pid,
+                .supervised = c->found.supervised,
+                .started_real_usec = c->found.started_real_usec,
                 .recent_driver_id = find->recent,
         };
 
-        bus_call_answer_find(TAKE(find->call), &answer, find->lookalikes, find->lookalike_count);
+        bus_call_answer_find(TAKE(find->call), &answer, rows, find_add_candidates(find, candidate, rows));
         find_free(&find->question);
 }
 
@@ -87,13 +111,23 @@ static bool find_judge(const struct spark_result *result, char *reason, size_t s
         return false;
 }
 
+static int find_next(struct find *find);
+
+/* Any process of the drivers' user can pass for a driver of any job, so one that is none hides no other. */
 static int find_on_status(const struct spark_result *result, void *userdata) {
         struct find *find = userdata;
-        char reason[1024], state[DRIVER_STATE_MAX + 1];
-        bool here = find_judge(result, reason, sizeof reason);
+        struct candidate *candidate = &find->candidates[find->candidate_count - 1];
+        bool here = find_judge(result, candidate->reason, sizeof candidate->reason);
+        bool heard = result->answer == SPARK_ACCEPTED || result->answer == SPARK_UNKNOWN_ID;
 
-        (void)base_text_copy(state, sizeof state, result->state_text);
-        find_answer(find, here, state, reason);
+        (void)base_text_copy(candidate->state, sizeof candidate->state, result->state_text);
+        find->status = spark_request_free(find->status);
+        if (here) {
+                find_answer(find, true, candidate, candidate->reason);
+                return 0;
+        }
+        if (!heard || find_next(find) < 0)
+                find_answer(find, false, &find->candidates[0], find->candidates[0].reason);
         return 0;
 }
 
@@ -118,7 +152,7 @@ static int looked_back(int result, void *userdata) {
         else
                 (void)snprintf(reason, sizeof reason, "No driver of this job runs on this node; whether one ran here is not known: %s",
                                strerror(-result));
-        find_answer(find, false, "", reason);
+        find_answer(find, false, NULL, reason);
         return 0;
 }
 
@@ -137,26 +171,40 @@ static void find_add_lookalike(const struct driver_lookalike *lookalike, void *u
                 find->lookalikes[find->lookalike_count++] = (struct bus_lookalike){ lookalike->pid, lookalike->reason };
 }
 
+/* The next process that passes for the job's driver: ask Spark about it. None left: answer. */
+static int find_next(struct find *find) {
+        struct candidate *candidate = &find->candidates[find->candidate_count];
+        enum driver_match match = DRIVER_MATCH_NONE;
+        int r;
+
+        if (find->candidate_count == 0)
+                match = driver_match(find->agent->driver, find->job_id, &candidate->found);
+        switch (match) {
+        case DRIVER_MATCH_NONE:
+        case DRIVER_MATCH_CONTESTED:
+                break;
+        case DRIVER_MATCH_ONE:
+        case DRIVER_MATCH_ORPHAN:
+                r = spark_status(find->agent->spark, candidate->found.driver_id, find_on_status, find, &find->status);
+                find->candidate_count += r == 0; /* it is answered from the loop */
+                return r;
+        }
+        if (find->candidate_count > 0)
+                find_answer(find, false, &find->candidates[0], find->candidates[0].reason);
+        else if (match == DRIVER_MATCH_CONTESTED)
+                find_answer(find, false, NULL, "Processes of two jobs claim the same driver id: a cancel touches neither");
+        else
+                return find_look_back(find);
+        return 0;
+}
+
 static int find_begin(struct find *find) {
-        struct agent *agent = find->agent;
-        int r = driver_scan(agent->driver);
+        int r = driver_scan(find->agent->driver);
 
         if (r < 0)
                 return r;
-        find->match = driver_match(agent->driver, find->job_id, &find->found);
-        driver_lookalikes(agent->driver, find->job_id, find_add_lookalike, find);
-        switch (find->match) {
-        case DRIVER_MATCH_NONE:
-                return find_look_back(find);
-        case DRIVER_MATCH_CONTESTED:
-                find->match = DRIVER_MATCH_NONE; /* `found` is not filled */
-                find_answer(find, false, "", "Processes of two jobs claim the same driver id: a cancel touches neither");
-                return 0;
-        case DRIVER_MATCH_ONE:
-        case DRIVER_MATCH_ORPHAN:
-                break;
-        }
-        return spark_status(agent->spark, find->found.driver_id, find_on_status, find, &find->status);
+        driver_lookalikes(find->agent->driver, find->job_id, find_add_lookalike, find);
+        return find_next(find);
 }
 
 static size_t questions_count(const struct agent *agent) {

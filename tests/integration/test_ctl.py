@@ -13,6 +13,8 @@ import pytest
 
 from harness import AGENT, CLUSTER, LIMIT, ROOT, Job, driver_argv, until, wire
 
+from test_disk import tmpfs  # noqa: F401  a fixture
+
 CTL = AGENT.parent / "spark-cancelctl"
 
 
@@ -278,6 +280,22 @@ def test_local_cancel_that_spark_refuses(node, ctl):
     node.master.fault("status", "kill", count=None, code=503)
     text = ctl("cancel", "j1", "--wait", code=1)
     assert "CANCELLED:" not in text and driver.alive()
+
+
+def test_local_cancel_on_a_full_disk(node, tmpfs, ctl):
+    """Nothing can be stored; it is acted on from memory, and said."""
+    node.start()
+    driver = node.run_job("j1")
+    tmpfs.fill()
+    assert "CANCELLED: " in ctl("cancel", "j1", "--wait") and not driver.alive()
+    assert ctl("status", "--json")["from_memory"] is True
+    level, text = next((row["level"], row["text"]) for row in ctl("check", "--json")["findings"] if row["name"] == "state directory")
+    assert level == "warning" and "works from memory" in text
+    tmpfs.free()
+    until(lambda: not ctl("status", "--json")["from_memory"], "the disk that works again")
+    (operation,) = listed(ctl, "--all")
+    node.agent.restart()
+    assert ctl("show", operation, "--json")["outcome"] == "CANCELLED"
 
 
 def test_local_cancel_is_for_the_privileged(node, ctl):
