@@ -19,6 +19,7 @@
 #include "grpc.h"
 #include "http.h"
 #include "spark.h"
+#include "tls.h"
 #include "token.h"
 
 #include <pwd.h>
@@ -29,6 +30,7 @@
 #define NOBODYS_DRIVER "driver-00000000000000-0000" /* Spark's ids begin with a date */
 #define RESPONSE_MAX (64 * 1024)
 #define TOKEN_POLL_USEC (50 * USEC_PER_MSEC)
+#define CERTIFICATE_SOON_DAYS 14
 #define SKEW_MAX_USEC (30 * USEC_PER_SEC)
 
 struct master {
@@ -410,6 +412,33 @@ static void look_at_state(struct preflight *p) {
                     "%s can't be written: %s", path, strerrordesc_np(errno));
 }
 
+/* Our own; the peers' are judged when a connection is made. */
+static void look_at_certificate(struct preflight *p, const char *name, const char *path) {
+        static const char remedy[] = "Renew it: issue a new one to the same name and replace the files; they are read again for "
+                                     "each connection";
+        uint64_t end_usec, now_usec = event_real_usec(p->event);
+        struct preflight_finding *finding;
+        int r;
+
+        if (!path)
+                return;
+        finding = add(p, name);
+        r = tls_file_expires(path, &end_usec);
+        if (r < 0) {
+                say(finding, PREFLIGHT_FAILURE, "It must be a PEM file that the agent's user may read", "%s: %s", path,
+                    r == -EINVAL ? "no certificate in it" : strerror(-r));
+                return;
+        }
+        if (end_usec <= now_usec)
+                say(finding, PREFLIGHT_FAILURE, remedy, "%s has expired", path);
+        else {
+                uint64_t days = (end_usec - now_usec) / (24 * USEC_PER_HOUR);
+                bool soon = days < CERTIFICATE_SOON_DAYS;
+
+                say(finding, soon ? PREFLIGHT_WARNING : PREFLIGHT_OK, soon ? remedy : "", "%s expires in %" PRIu64 " days", path, days);
+        }
+}
+
 static void look_at_clock(struct preflight *p) {
         struct preflight_finding *finding = add(p, "clock");
         struct timex kernel = { 0 };
@@ -462,6 +491,8 @@ static int begin(struct preflight *p, struct event *event) {
                 r = ask_masters(p, event);
         if (r < 0)
                 return r;
+        look_at_certificate(p, "certificate", p->options.config->certificate_file);
+        look_at_certificate(p, "certificate for the masters", p->options.config->spark_certificate_file);
         look_at_work_directory(p);
         look_for_drivers(p);
         look_at_rights(p);

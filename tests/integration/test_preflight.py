@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import subprocess
+import time
 
 import pytest
 
@@ -263,6 +264,31 @@ def test_alone_certificate(node):
     assert level == "failure" and "certificate" in text and "ca_file" in remedy
     level, text, remedy = alone(node, code=1, ca_file=ca.certificate, server_name="cp.example")["control plane"]
     assert level == "failure" and "server_name" in remedy
+
+
+@pytest.mark.parametrize("days,level,words", [(-1, "failure", "has expired"), (5, "warning", "expires in 4 days"),
+                                              (100, "ok", "expires in 99 days")])
+def test_alone_own_certificate(node, days, level, words):
+    """It is told before it expires."""
+    certificate, key = node.directory / "own.pem", node.directory / "own.key"
+    prepare(node)
+    end = time.strftime("%Y%m%d%H%M%SZ", time.gmtime(time.time() + days * 86400 - 3600))
+    make_certificate(certificate, key, end)
+    found = alone(node, code=level == "failure", certificate_file=certificate, private_key_file=key)["certificate"]
+    assert found[0] == level and words in found[1]
+
+
+def make_certificate(certificate, key, end):
+    """Self-signed, valid until `end`."""
+    directory = certificate.parent
+    (directory / "index.txt").write_text("")
+    (directory / "ca.conf").write_text(f"[ca]\ndefault_ca = own\n[own]\nnew_certs_dir = {directory}\ndatabase = {directory}/index.txt\n"
+                                       f"rand_serial = yes\ndefault_md = sha256\npolicy = any\n[any]\ncommonName = supplied\n")
+    subprocess.run(["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=n1",
+                    "-keyout", key, "-out", directory / "own.csr"], check=True, capture_output=True, timeout=LIMIT)
+    subprocess.run(["openssl", "ca", "-batch", "-config", directory / "ca.conf", "-selfsign", "-keyfile", key, "-in",
+                    directory / "own.csr", "-out", certificate, "-startdate", "20200101000000Z", "-enddate", end, "-notext"],
+                   check=True, capture_output=True, timeout=LIMIT)
 
 
 def test_alone_looks_as_the_service(node):
