@@ -128,12 +128,16 @@ struct ctl_table *ctl_table_new(const char *const *headings, size_t columns) {
         return table;
 }
 
+static void row_deinit(struct row *row) {
+        for (size_t column = 0; column < CELLS_MAX; column++)
+                free(row->cells[column]);
+}
+
 struct ctl_table *ctl_table_free(struct ctl_table *table) {
         if (!table)
                 return NULL;
         for (size_t i = 0; i < table->count; i++)
-                for (size_t column = 0; column < table->columns; column++)
-                        free(table->rows[i].cells[column]);
+                row_deinit(&table->rows[i]);
         free(table->rows);
         free(table);
         return NULL;
@@ -147,6 +151,8 @@ static char *cell_copy(const char *text) {
 }
 
 int ctl_table_add(struct ctl_table *table, const char *const *cells, enum ctl_colour colour) {
+        struct row row = {.colour = colour};
+
         if (table->count == table->allocated) {
                 size_t room = table->allocated * 2 + 16;
                 struct row *rows = reallocarray(table->rows, room, sizeof(*rows));
@@ -155,13 +161,14 @@ int ctl_table_add(struct ctl_table *table, const char *const *cells, enum ctl_co
                 table->rows = rows;
                 table->allocated = room;
         }
-        struct row *row = &table->rows[table->count++];
-        *row = (struct row){.colour = colour};
         for (size_t column = 0; column < table->columns; column++) {
-                row->cells[column] = cell_copy(cells[column]);
-                if (!row->cells[column])
+                row.cells[column] = cell_copy(cells[column]);
+                if (!row.cells[column]) {
+                        row_deinit(&row);
                         return -ENOMEM;
+                }
         }
+        table->rows[table->count++] = row;
         return 0;
 }
 
