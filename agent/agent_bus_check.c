@@ -78,6 +78,19 @@ static int check_begin(struct agent_check *check) {
         return r;
 }
 
+/* Whoever has gone makes room. */
+static void check_forget_gone(struct agent_check *check) {
+        size_t kept = 0;
+
+        for (size_t i = 0; i < check->waiting_count; i++) {
+                if (bus_call_is_wanted(check->waiting[i]))
+                        check->waiting[kept++] = check->waiting[i];
+                else
+                        bus_call_fail(check->waiting[i], "");
+        }
+        check->waiting_count = kept;
+}
+
 static struct agent_check *check_get(struct agent *agent) {
         struct agent_check *check = agent->check;
 
@@ -100,6 +113,7 @@ int agent_bus_check(struct bus_call *call, void *userdata) {
 
         if (!check)
                 return -ENOMEM;
+        check_forget_gone(check);
         if (check->waiting_count == ARRAY_SIZE(check->waiting))
                 return -EBUSY;
         if (!check->running && check->preflight &&

@@ -9,7 +9,8 @@
 #include "agent_internal.h"
 #include "bus.h"
 
-#define FINDS_MAX 4       /* under way at once */
+#define FINDS_MAX 4       /* under way at once … */
+#define FINDS_PRIVILEGED_MAX 16 /* … when a privileged peer asks for one more */
 #define LOOKALIKES_MAX 64 /* told of one job */
 #define CANDIDATES_MAX 8  /* processes that pass for its driver and are asked about */
 #define REASON_MAX 1024
@@ -207,13 +208,23 @@ static int find_begin(struct find *find) {
         return find_next(find);
 }
 
-static size_t questions_count(const struct agent *agent) {
-        const struct agent_question *question;
+/* Is there room for one more? Those whose peers have gone make some, but for one that is reading: its thread would be
+ * waited for. Privileged peers are not held up by others. */
+static bool find_has_room(struct agent *agent, const struct bus_call *call) {
+        struct agent_question *question, *next;
         size_t count = 0;
 
-        TAILQ_FOREACH(question, &agent->questions, link)
-                count += question->free == find_free;
-        return count;
+        TAILQ_FOREACH_SAFE_(question, &agent->questions, link, next) {
+                struct find *find = (struct find *)question;
+
+                if (question->free != find_free)
+                        continue;
+                if (!find->worker && !bus_call_is_wanted(find->call))
+                        find_free(question);
+                else
+                        count++;
+        }
+        return count < (bus_call_is_privileged(call) ? FINDS_PRIVILEGED_MAX : FINDS_MAX);
 }
 
 int agent_bus_find(const char *job_id, struct bus_call *call, void *userdata) {
@@ -221,7 +232,7 @@ int agent_bus_find(const char *job_id, struct bus_call *call, void *userdata) {
         struct find *find;
         int r;
 
-        if (questions_count(agent) >= FINDS_MAX)
+        if (!find_has_room(agent, call))
                 return -EBUSY;
         find = calloc(1, sizeof *find);
         if (!find)

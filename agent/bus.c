@@ -91,8 +91,10 @@ static int connection_arm(struct bus_connection *connection) {
         int poll_events = sd_bus_get_events(connection->peer);
         if (poll_events < 0)
                 return poll_events;
-        if (connection->call) /* its reply will be the next thing that happens; nothing waits to be written */
+        if (connection->call) { /* its reply will be the next thing that happens; nothing waits to be written */
                 poll_events = 0;
+                epoll_events = EPOLLRDHUP;
+        }
         if ((poll_events & POLLIN) && unread == 0)
                 epoll_events |= EPOLLIN;
         if (poll_events & POLLOUT)
@@ -144,8 +146,9 @@ static int connection_process(struct bus_connection *connection) {
 static int on_connection_io(uint32_t epoll_events, void *userdata) {
         struct bus_connection *connection = userdata;
 
-        (void)epoll_events;
-        if (connection_process(connection) < 0)
+        bool gone = connection->call && (epoll_events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
+
+        if (gone || connection_process(connection) < 0)
                 connection_drop(connection);
         return 0;
 }

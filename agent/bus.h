@@ -101,6 +101,10 @@ void bus_call_answer_cancel(struct bus_call *call, const char *operation_id);
 void bus_call_answer_check(struct bus_call *call, const struct bus_finding *findings, size_t count);
 void bus_call_fail(struct bus_call *call, const char *text);
 
+/* bus_call_is_wanted() - is the peer still there? bus_call_is_privileged() - may it change things? (False when it is not.) */
+bool bus_call_is_wanted(const struct bus_call *call);
+bool bus_call_is_privileged(const struct bus_call *call);
+
 /* bus_new() - make the socket `path` (a stale one is replaced; what is no socket is -EEXIST) and serve it. Handlers are
  * copied. -errno. bus_free() - closes the connections and removes the socket. */
 int bus_new(struct event *event, const char *path, const struct bus_handlers *handlers, void *userdata,

@@ -423,6 +423,14 @@ void bus_call_fail(struct bus_call *call, const char *text) {
         call_finish(call, r, reply);
 }
 
+bool bus_call_is_wanted(const struct bus_call *call) {
+        return call->connection;
+}
+
+bool bus_call_is_privileged(const struct bus_call *call) {
+        return call->connection && call->connection->privileged;
+}
+
 /* call_begin() - the message is kept until it is answered. */
 static struct bus_call *call_begin(struct bus_connection *connection, sd_bus_message *message) {
         struct bus_call *call = calloc(1, sizeof(*call));

@@ -21,6 +21,8 @@
 
 struct server {
         int cancels, finds;  /* the child's: calls of these methods */
+        struct bus_call *forgotten[BUS_CONNECTIONS_MAX];
+        size_t forgotten_count;
         struct bus_call *kept; /* the child's: a Find that is not answered before the next one */
         char directory[64], path[96];
         pid_t pid;
@@ -129,6 +131,18 @@ static int server_find(const char *job_id, struct bus_call *call, void *userdata
                 return -EBUSY;
         if (strcmp(job_id, "later") == 0) {
                 server->kept = call;
+                return 0;
+        }
+        if (strcmp(job_id, "forgotten") == 0) { /* until somebody else comes and it is not wanted any more */
+                for (size_t i = 0; i < server->forgotten_count; i++)
+                        if (!bus_call_is_wanted(server->forgotten[i])) {
+                                bus_call_fail(server->forgotten[i], "");
+                                server->forgotten[i] = call;
+                                return 0;
+                        }
+                if (server->forgotten_count == ARRAY_SIZE(server->forgotten))
+                        return -EBUSY;
+                server->forgotten[server->forgotten_count++] = call;
                 return 0;
         }
         if (server->kept)
