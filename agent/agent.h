@@ -49,6 +49,8 @@ void agent_reconfigure(struct agent *agent, const struct config *config);
 
 /* agent_status_text() - the STATUS= line: "Connected to cp.example:443; 2 open, 1 waiting for a driver". */
 void agent_status_text(const struct agent *agent, char *text, size_t size);
+/* agent_set_gauges() - bring the counts of operations among the metrics up to date: before these are written. */
+void agent_set_gauges(const struct agent *agent);
 /* agent_on_status() - called when the line may have changed, at most once a second. */
 void agent_on_status(struct agent *agent, int (*changed)(void *userdata), void *userdata);
 

@@ -18,6 +18,15 @@ static void count_states(const struct agent *agent, struct bus_status *ret) {
         }
 }
 
+/* Counted when somebody looks, so that a flood does not count itself. */
+void agent_set_gauges(const struct agent *agent) {
+        struct bus_status counts = { 0 };
+
+        count_states(agent, &counts);
+        metrics_set(METRICS_OPERATIONS_SEARCHING, NULL, (double)counts.searching);
+        metrics_set(METRICS_OPERATIONS_QUARANTINED, NULL, (double)counts.quarantined);
+}
+
 void agent_status_text(const struct agent *agent, char *text, size_t size) {
         struct bus_status counts = { 0 };
         uint64_t now = event_now_usec(agent->event);

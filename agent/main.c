@@ -333,6 +333,8 @@ static int on_status(void *userdata) {
 
         agent_status_text(p->agent, text, sizeof text);
         (void)sd_notifyf(0, "STATUS=%s", text);
+        if (p->config->metrics_file)
+                agent_set_gauges(p->agent);
         if (p->config->metrics_file && p->metrics_generation != metrics_generation()) {
                 p->metrics_generation = metrics_generation();
                 if (metrics_write_file(p->config->metrics_file) < 0)
@@ -342,7 +344,7 @@ static int on_status(void *userdata) {
 }
 
 static int bus_metrics(struct buffer *out, void *userdata) {
-        (void)userdata;
+        agent_set_gauges(((struct program *)userdata)->agent);
         return metrics_render(out);
 }
 

@@ -81,6 +81,21 @@ def test_rejected_report_is_sent_again_by_the_operator(node, ctl):
     ctl("retry", operation, code=1)
 
 
+def test_gauges(node, ctl):
+    node.start()
+    node.plane.add_job("j1", status="PENDING")
+    node.plane.wait_report(node.cancel("j1"), "NOT_ON_NODE")
+    driver = node.run_job("j2")
+    operation = node.cancel("j2")
+    node.plane.faults.add("report", "reject", operation=operation, times=0)
+    driver.wait_gone()
+    until(lambda: ctl("show", operation, "--json")["state"] == "QUARANTINE", "the quarantine")
+    metrics = {row["name"]: row["value"] for row in ctl("metrics", "--json")["metrics"] if "labels" not in row}
+    assert metrics["spark_cancel_agent_operations_searching"] == 1
+    assert metrics["spark_cancel_agent_operations_quarantined"] == 1
+    assert metrics["spark_cancel_agent_operations_open"] == 1
+
+
 def test_reload(node, ctl):
     node.start()
     ctl("reload")
