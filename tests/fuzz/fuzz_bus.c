@@ -87,11 +87,11 @@ static void answer_kept(void) {
                 bus_call_answer_find(TAKE(kept), &(struct bus_find){ .job_id = "j1", .reason = SHOWN_STATUS }, &lookalike, 1);
 }
 
-/* Answered when the next one comes, or after the peer has gone. */
+/* Answered when all that the peer says is on its way. */
 static int on_find(const char *job_id, struct bus_call *call, void *userdata) {
         (void)userdata;
         FUZZ_CHECK(base_id_is_valid(job_id, strlen(job_id), JOB_ID_MAX));
-        answer_kept();
+        answer_kept(); /* of a peer that was dropped */
         kept = call;
         return 0;
 }
@@ -255,6 +255,10 @@ static bool peer_step(void *userdata) {
                         (void)fuzz_take(&with->talk, (size_t)n);
                         return true;
                 }
+        }
+        if (kept) { /* nothing is read from the peer before that */
+                answer_kept();
+                return true;
         }
         with->ended = true;
         (void)shutdown(with->fd, SHUT_WR);
