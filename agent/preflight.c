@@ -353,9 +353,9 @@ static void look_at_work_directory(struct preflight *p) {
         user_name(p, st.st_uid, owner, sizeof owner);
         if (c->driver_uid >= 0 && (uid_t)c->driver_uid != st.st_uid)
                 say(finding, PREFLIGHT_WARNING, "Set [spark] driver_user to the user that the Worker runs drivers as",
-                    "%s belongs to %s, and driver_user is %s", c->work_directory, owner, c->driver_user);
+                    "%s belongs to user %s, and driver_user is %s", c->work_directory, owner, c->driver_user);
         else
-                say(finding, PREFLIGHT_OK, "", "%s, owned by %s", c->work_directory, owner);
+                say(finding, PREFLIGHT_OK, "", "%s, owned by user %s", c->work_directory, owner);
 }
 
 static void look_for_drivers(struct preflight *p) {
