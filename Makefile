@@ -140,7 +140,7 @@ FUZZ := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_PROGRAMS := $(addprefix $(BUILD)/fuzz/,$(FUZZ))
 FUZZ_MAIN := $(if $(FUZZER),-fsanitize=fuzzer,tests/fuzz/replay.c)
 
-$(BUILD)/fuzz/%: tests/fuzz/fuzz_%.c tests/fuzz/replay.c tests/fuzz/fuzz.h $(BUILD)/library.a
+$(BUILD)/fuzz/%: tests/fuzz/fuzz_%.c tests/fuzz/replay.c $(wildcard tests/fuzz/*.h) $(BUILD)/library.a
 	@mkdir -p $(dir $@)
 	$(call quiet,CC,$@) $(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -Itests/fuzz -Itests/unit $< $(FUZZ_MAIN) $(BUILD)/library.a \
 		$(LDFLAGS_ALL) -o $@ $(LIBS)

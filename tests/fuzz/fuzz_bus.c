@@ -14,6 +14,7 @@
  */
 #include "fuzz_files.h"
 #include "fuzz_loop.h"
+#include "fuzz_message.h"
 #include "bus.h"
 
 #include <sys/socket.h>
@@ -127,36 +128,6 @@ static void start(void) {
 
 /* ---- what the peer says ----------------------------------------------------------------------------------------- */
 
-static void put_u32(struct buffer *out, size_t value) {
-        const uint8_t bytes[] = { (uint8_t)value, (uint8_t)(value >> 8), (uint8_t)(value >> 16),
-                                  (uint8_t)(value >> 24) };
-
-        FUZZ_CHECK(buffer_append(out, bytes, sizeof(bytes)) == 0);
-}
-
-static void align(struct buffer *out, size_t start_at) {
-        while ((out->size - start_at) % 8 != 0)
-                FUZZ_CHECK(buffer_append(out, "", 1) == 0);
-}
-
-/* One header field: code, variant signature, and a text (for a signature its size is one byte). */
-static void put_field(struct buffer *out, size_t start_at, uint8_t code, char type, struct span text) {
-        const char head[] = { (char)code, 1, type, 0 };
-
-        align(out, start_at);
-        FUZZ_CHECK(buffer_append(out, head, sizeof(head)) == 0);
-        if (type == 'g')
-                FUZZ_CHECK(buffer_append(out, &(uint8_t){ (uint8_t)text.size }, 1) == 0);
-        else
-                put_u32(out, text.size);
-        FUZZ_CHECK(buffer_append(out, text.data, text.size) == 0 && buffer_append(out, "", 1) == 0);
-}
-
-static struct span text_span(const char *text) {
-        return (struct span){ (const uint8_t *)text, strlen(text) };
-}
-
-/* https://dbus.freedesktop.org/doc/dbus-specification.html#message-protocol-messages */
 static void put_call(struct buffer *out, uint8_t choice, uint32_t serial, struct span signature, struct span body) {
         static const struct {
                 const char *path, *interface, *member;
@@ -179,25 +150,16 @@ static void put_call(struct buffer *out, uint8_t choice, uint32_t serial, struct
                 { BUS_PATH, BUS_NAME, "Cancel" },
                 { BUS_PATH, BUS_NAME, "Check" },
         };
-        const size_t member = (choice & 0x7f) % ARRAY_SIZE(members), start_at = out->size;
-        const uint8_t head[] = { 'l', 1, choice & 0x80 ? 1 : 0 /* no reply expected */, 1 };
+        const size_t member = (choice & 0x7f) % ARRAY_SIZE(members);
 
-        FUZZ_CHECK(buffer_append(out, head, sizeof(head)) == 0);
-        put_u32(out, body.size);
-        put_u32(out, serial);
-        const size_t size_at = out->size;
-        put_u32(out, 0);
-        const size_t fields_at = out->size;
-        put_field(out, start_at, 1, 'o', text_span(members[member].path));
-        put_field(out, start_at, 2, 's', text_span(members[member].interface));
-        put_field(out, start_at, 3, 's', text_span(members[member].member));
-        if (signature.size > 0)
-                put_field(out, start_at, 8, 'g', signature);
-        const size_t size = out->size - fields_at;
-        out->data[size_at] = (uint8_t)size;
-        out->data[size_at + 1] = (uint8_t)(size >> 8);
-        align(out, start_at);
-        FUZZ_CHECK(buffer_append(out, body.data, body.size) == 0);
+        fuzz_message_put(out, &(struct fuzz_message){ .type = FUZZ_MESSAGE_CALL,
+                                                      .no_reply_expected = choice & 0x80,
+                                                      .serial = serial,
+                                                      .path = members[member].path,
+                                                      .interface = members[member].interface,
+                                                      .member = members[member].member,
+                                                      .signature = signature,
+                                                      .body = body });
 }
 
 static void put_calls(struct buffer *out, struct span input) {
