@@ -103,8 +103,8 @@ static int message_of_end(const struct operation *o, struct buffer *out) {
         case CANCEL_ALREADY_FAILED:
                 return buffer_append_format(out, "Driver %s had failed by itself before it could be killed.", r->driver_id);
         case CANCEL_DRY_RUN:
-                return buffer_append_format(out, "Dry run: a cancel would kill driver %s, process %" PRId32 ".", r->driver_id,
-                                            r->process.pid);
+                return buffer_append_format(out, "%s: a cancel would kill driver %s, process %" PRId32 ".",
+                                            o->observed ? "Observe mode" : "Dry run", r->driver_id, r->process.pid);
         case CANCEL_SPARK_UNREACHABLE:
                 return buffer_append_format(out, "No Spark master answered as ALIVE until the deadline. Check the masters in "
                                             "[spark] masters and that spark.master.rest.enabled is true there; %s.",
@@ -200,7 +200,7 @@ int report_make(struct operation *o, bool final) {
         int status = job_status(r, outcome);
         int result = report_message(o, final);
 
-        if (result < 0)
+        if (result < 0 || operation_is_silent(o, outcome))
                 return result;
         result = command_encode_report(
                 &(struct command_report){

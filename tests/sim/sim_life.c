@@ -123,6 +123,8 @@ void sim_life_start(void *unused) {
                 r = spark_new(NULL, NULL, NULL, &sim.spark);
         if (r < 0)
                 abort();
+        if (sim_chance(500)) /* several commits for what an outage leaves */
+                sim.agent->unwritten_batch = sim_between(1, 3);
         sim.driver = sim_driver_make(agent_driver_wake, sim.agent);
         sim.control = sim_control_make(&agent_control_handlers, sim.agent);
         agent_attach(sim.agent, sim.control, sim.driver, sim.spark, sim.store);

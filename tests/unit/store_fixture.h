@@ -504,11 +504,15 @@ static inline void assert_whole_turn(struct fixture *f, int64_t told) {
         close_store(f);
 }
 
+#ifndef DIRECTORY_TEMPLATE
+#define DIRECTORY_TEMPLATE "/tmp/store-test-XXXXXX"
+#endif
+
 static inline int setup(void **state) {
         struct fixture *f = calloc(1, sizeof(*f));
 
         assert_non_null(f);
-        base_text_copy(f->directory, sizeof(f->directory), "/tmp/store-test-XXXXXX");
+        base_text_copy(f->directory, sizeof(f->directory), DIRECTORY_TEMPLATE);
         assert_non_null(mkdtemp(f->directory));
         loop_open(f);
         *state = f;
