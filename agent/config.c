@@ -103,6 +103,8 @@ const struct config_option config_options[] = {
         CREDENTIAL("spark", "private_key_file", spark_private_key_file,
              .help = "Private key of certificate_file (PEM)."),
 
+        OPTION("cancel", "mode", CONFIG_MODE, observe, .fallback = "act", .restart = true,
+               .help = "act, or observe: find, log and show what a cancel would kill; kill nothing, report no end."),
         TIME("cancel", default_deadline, "15min", USEC_PER_SEC, 7 * DAY,
              .help = "Time for a cancel whose command names no deadline."),
         TIME("cancel", kill_retry, "25s", 100 * USEC_PER_MSEC, USEC_PER_HOUR,

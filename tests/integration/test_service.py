@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from harness import LIMIT, VERSION, Agent, Job, config_text, until
+from harness import LIMIT, VERSION, Agent, Job, config_text, need_to_look_into, until
 
 GOOD = {"cluster_id": "c1", "endpoint": "http://127.0.0.1:1", "masters": "http://127.0.0.1:6066"}
 
@@ -306,6 +306,7 @@ def test_metrics_file(node):
 def test_cancels_leave_no_descriptor_behind(node):
     """No pidfd stays open, and the connections to Spark are kept in a small pool."""
     node.start()
+    need_to_look_into(node.agent.process.pid)
     directory = f"/proc/{node.agent.process.pid}/fd"
 
     def descriptors(kind=""):

@@ -25,13 +25,18 @@ def lab():
 
 
 @pytest.fixture(scope="session")
-def world(lab):
-    """Booted nodes with a Worker each; no agent yet."""
+def bare(lab):
+    """What all nodes share; none is started."""
     made = World(lab)
-    try:
-        yield made.start()
-    finally:
-        made.close()
+    made.prepare()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def world(bare):
+    """Booted nodes with a Worker each; no agent yet."""
+    return bare.start()
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +78,7 @@ def field(cluster):
 def pytest_runtest_makereport(item):
     outcome = yield
     report = outcome.get_result()
-    made = getattr(item, "funcargs", {}).get("lab") or getattr(item.funcargs.get("world"), "lab", None)
+    made = getattr(item, "funcargs", {}).get("lab") or getattr(item.funcargs.get("field") or item.funcargs.get("bare"), "lab", None)
     if report.failed and made is not None:
         for node in made.nodes:
             report.sections.append((f"journal of {node.name}", units_of(node.journal("-n", "40"))))

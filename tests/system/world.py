@@ -148,7 +148,7 @@ class World:
         return authority, server
 
     def start(self):
-        self.prepare()
+        """The control plane, the master, and the nodes with a Worker each; no agent yet."""
         self.authority, server = self.make_certificates()
         self.start_master()
         self.plane = ControlPlane(Options(
