@@ -184,9 +184,10 @@ def assert_never_ran(node, job_id, driver_id):
     assert not (node.cluster.work / driver_id / "stderr").exists()
 
 
-@pytest.mark.parametrize("cut, word", [(False, "KILLED"), (True, "ERROR")], ids=["the jar comes", "the jar never comes"])
-def test_job_whose_jar_is_on_its_way(make_node, slow_jar, cut, word):
-    """The command names the driver: killed before there is a process, and none comes when the jar is there."""
+@pytest.mark.parametrize("cut, words", [(False, ("KILLED",)), (True, ("KILLED", "ERROR"))], ids=["the jar comes", "the jar never comes"])
+def test_job_whose_jar_is_on_its_way(make_node, slow_jar, cut, words):
+    """The command names the driver: killed before there is a process, and none comes when the jar is there, or its download
+    fails: whatever Spark says then (a connection that is cut may pass for the whole jar) it was cancelled."""
     node = make_node(plane={"send_driver_id": True})
     job_id, driver_id = submit_slowly(node, slow_jar)
     operation = node.cancel(job_id)
@@ -198,7 +199,7 @@ def test_job_whose_jar_is_on_its_way(make_node, slow_jar, cut, word):
     assert wire.unpack(ended.response, Job).status == Job.CANCELLED, ended
     report = node.final(operation.id)
     assert report.outcome == "CANCELLED" and report.metadata.driver_id == driver_id
-    assert report.metadata.driver_state == word == node.cluster.driver_state(driver_id)
+    assert report.metadata.driver_state == node.cluster.driver_state(driver_id) and report.metadata.driver_state in words
     assert report.metadata.kill_requests >= 1 and report.metadata.HasField("kill_accepted_at")
     assert_never_ran(node, job_id, driver_id)
 
