@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import sqlite3
+import time
 
 import pytest
 
@@ -108,6 +109,21 @@ def test_ready_without_anything_to_reach(bare):
     assert (bare.keys["state_directory"] / "agent.db").exists() and (bare.keys["runtime_directory"] / "bus").exists()
     bare.stop()
     assert "STOPPING=1" in bare.notify.messages
+
+
+def test_watchdog_is_served(bare, monkeypatch):
+    """More than twice in its time; not any more when the loop stands still."""
+    monkeypatch.setenv("WATCHDOG_USEC", "600000")
+    bare.start()
+    until(lambda: bare.notify.messages.count("WATCHDOG=1") >= 4, "the watchdog's messages")
+    bare.process.send_signal(signal.SIGSTOP)
+    until(lambda: "T" in open(f"/proc/{bare.process.pid}/stat", encoding="ascii").read().rsplit(")")[1].split()[0], "its stop")
+    served = bare.notify.messages.count("WATCHDOG=1")
+    end = time.monotonic() + 1
+    until(lambda: time.monotonic() > end, "the end of a second")
+    assert bare.notify.messages.count("WATCHDOG=1") <= served + 1  # one may have been on its way
+    bare.process.send_signal(signal.SIGCONT)
+    until(lambda: bare.notify.messages.count("WATCHDOG=1") > served + 1, "the watchdog's messages")
 
 
 def test_files_are_private(bare):
