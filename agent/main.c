@@ -193,8 +193,23 @@ static int make_store(struct program *p, struct store_info *ret_info) {
         return 0;
 }
 
+static struct spark_options spark_options_of(const struct program *p, const struct config *c) {
+        return (struct spark_options){
+                .masters = (const char *const *)c->masters.items,
+                .master_count = c->masters.count,
+                .worker_hosts = (const char *const *)c->worker_hosts.items,
+                .worker_host_count = c->worker_hosts.count,
+                .request_timeout_usec = c->request_timeout_usec,
+                .token = p->spark_token,
+                .ca_file = c->spark_ca_file,
+                .certificate_file = c->spark_certificate_file,
+                .private_key_file = c->spark_private_key_file,
+        };
+}
+
 static int make_agent(struct program *p) {
         const struct config *c = p->config;
+        struct spark_options options;
         char instance[33];
         int r;
 
@@ -202,19 +217,8 @@ static int make_agent(struct program *p) {
         r = agent_new(p->event, &(struct agent_options){ .config = c, .agent_version = VERSION }, &p->agent);
         if (r < 0)
                 return fail("agent", r);
-        r = spark_new(p->event, p->http,
-                      &(struct spark_options){
-                              .masters = (const char *const *)c->masters.items,
-                              .master_count = c->masters.count,
-                              .worker_hosts = (const char *const *)c->worker_hosts.items,
-                              .worker_host_count = c->worker_hosts.count,
-                              .request_timeout_usec = c->request_timeout_usec,
-                              .token = p->spark_token,
-                              .ca_file = c->spark_ca_file,
-                              .certificate_file = c->spark_certificate_file,
-                              .private_key_file = c->spark_private_key_file,
-                      },
-                      &p->spark);
+        options = spark_options_of(p, c);
+        r = spark_new(p->event, p->http, &options, &p->spark);
         if (r < 0)
                 return fail("spark", r);
         r = driver_new(p->event,
@@ -260,6 +264,7 @@ static int program_reload(char *error, size_t error_size, void *userdata) {
         struct program *p = userdata;
         char text[CONFIG_ERROR_MAX] = "";
         const char *conflict;
+        struct spark_options spark_options;
         struct config *fresh, *old = p->config;
         int r = config_load(p->config_path, &fresh, text);
 
@@ -273,12 +278,18 @@ static int program_reload(char *error, size_t error_size, void *userdata) {
                 config_free(fresh);
                 return -EINVAL;
         }
+        spark_options = spark_options_of(p, fresh);
+        r = spark_reconfigure(p->spark, &spark_options);
+        if (r < 0) {
+                (void)snprintf(error, error_size, "%s", strerror(-r));
+                config_free(fresh);
+                return r;
+        }
         p->config = fresh;
         log_set_level(fresh->log_level);
         agent_reconfigure(p->agent, fresh);
         grpc_channel_set_connect_timeout(p->channel, fresh->connect_timeout_usec);
         control_set_times(p->control, fresh->reconnect_min_usec, fresh->reconnect_max_usec, fresh->report_timeout_usec);
-        spark_set_request_timeout(p->spark, fresh->request_timeout_usec);
         token_refresh(p->spark_token);
         control_reload(p->control);
         config_free(old);

@@ -63,8 +63,9 @@ int spark_new(struct event *event, struct http *http, const struct spark_options
 struct spark *spark_free(struct spark *spark); /* all requests must have been freed */
 DEFINE_CLEANUP(struct spark *, spark_free)
 
-/* spark_set_request_timeout() - for requests from now on. */
-void spark_set_request_timeout(struct spark *spark, uint64_t request_timeout_usec);
+/* spark_reconfigure() - other options for the rounds that begin from now on; those under way go to their end with the
+ * old ones. -EINVAL as above, -ENOMEM: nothing has changed. */
+int spark_reconfigure(struct spark *spark, const struct spark_options *options);
 
 /* spark_kill() / spark_status() - one round for a valid driver id (base_driver_id_is_valid(), else -EINVAL).
  * The handler is called once, on the loop, never from within this call. Slots: freeing cancels, at any time. A kill

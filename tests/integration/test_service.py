@@ -266,6 +266,23 @@ def test_sighup_takes_the_request_timeout(node):
     node.wait_cancelled(node.cancel("j1"), driver)
 
 
+def test_sighup_takes_other_masters(node):
+    """Also for a cancel that is under way: nobody answered so far, and now somebody does."""
+    node.start(masters=("STANDBY",))
+    driver = node.run_job("j1")
+    operation = node.cancel("j1")
+    node.master.wait_request("status", driver.id, timeout=LIMIT)
+    added = node.add_master()
+    reload(node.agent, masters=f"{node.master.url},{added.url}")
+    node.wait_cancelled(operation, driver)
+    assert added.requests_for("kill")
+    reload(node.agent, masters=added.url, worker_hosts="192.0.2.1")  # this Worker is not ours any more
+    other = node.run_job("j2")
+    operation = node.cancel("j2")
+    node.plane.wait_report(operation, "NOT_ON_NODE")
+    assert other.alive() and not other.kills
+
+
 def test_work_directory_comes_later(node):
     """The Worker is not installed yet: a warning, and watched for."""
     late = node.directory / "late" / "work"
