@@ -16,10 +16,14 @@ PACKAGES := libsystemd libnghttp2 openssl libprotobuf-c libcurl json-c sqlite3 i
 WARNINGS := -Wall -Wextra -Wconversion -Wshadow -Wswitch-enum -Wundef -Wpointer-arith -Wwrite-strings \
 	-Wmissing-prototypes -Wstrict-prototypes -Wformat=2 -Wvla -Werror
 OPTIMIZE ?= -O2 -g
-HARDEN := -fPIE -fstack-protector-strong -fstack-clash-protection -fno-strict-aliasing
+# Not -g's idea of where the sources lay: the same bytes from every directory.
+HARDEN := -ffile-prefix-map=$(CURDIR)=. -fPIE -fstack-protector-strong -fstack-clash-protection -fno-strict-aliasing
 LDHARDEN := -pie -Wl,-z,relro -Wl,-z,now -Wl,-z,noexecstack -Wl,--as-needed
 ifneq ($(shell uname -m | grep -E 'x86_64'),)
 HARDEN += -fcf-protection=full
+endif
+ifneq ($(shell uname -m | grep -E 'aarch64'),)
+HARDEN += -mbranch-protection=standard
 endif
 ifneq ($(SANITIZE),)
 OPTIMIZE := -O1 -g -fno-omit-frame-pointer
@@ -27,7 +31,7 @@ HARDEN += -fsanitize=$(SANITIZE) -fno-sanitize-recover=all
 LDHARDEN += -fsanitize=$(SANITIZE)
 DEFINES := -DDEBUG_CHECKS=1
 else
-HARDEN += -D_FORTIFY_SOURCE=2
+HARDEN += -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3
 DEFINES ?=
 endif
 
@@ -128,20 +132,46 @@ check-sim-long: $(BUILD)/sim/sim
 check-mutants: $(BUILD)/sim/sim $(BUILD)/unit/test_cancel
 	@$(PYTHON) tests/sim/mutate
 
+# ---- fuzzing: see tests/fuzz/README.md ------------------------------------------------------------------------
+# With any compiler a target is a program that runs each input of its corpus once (replay.c). Under FUZZER=1, which
+# only scripts/fuzz sets, it is a libFuzzer program.
+FUZZER ?=
+FUZZ := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_PROGRAMS := $(addprefix $(BUILD)/fuzz/,$(FUZZ))
+FUZZ_MAIN := $(if $(FUZZER),-fsanitize=fuzzer,tests/fuzz/replay.c)
+
+$(BUILD)/fuzz/%: tests/fuzz/fuzz_%.c tests/fuzz/replay.c tests/fuzz/fuzz.h $(BUILD)/library.a
+	@mkdir -p $(dir $@)
+	$(call quiet,CC,$@) $(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) -Itests/fuzz -Itests/unit $< $(FUZZ_MAIN) $(BUILD)/library.a \
+		$(LDFLAGS_ALL) -o $@ $(LIBS)
+
+.PHONY: fuzz-programs fuzz check-fuzz check-fuzz-replay
+fuzz-programs: $(FUZZ_PROGRAMS)
+
+FUZZ_SECONDS ?= 60
+fuzz:
+	@MAKE="$(MAKE)" FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz $(FUZZ_TARGETS)
+check-fuzz: fuzz
+
+check-fuzz-replay: $(FUZZ_PROGRAMS)
+	@scripts/fuzz --replay $(FUZZ_PROGRAMS)
+
 # ---- suites: each prints its runner's closing line, or fails ------------------------------------------------
 export BUILD PYTHON
 PYTEST := $(PYTHON) -m pytest -q -p no:cacheprovider -W error::pytest.PytestUnknownMarkWarning
 SPARK_VERSION ?= 3.5.9
-SUITES := check-unit check-sim check-layers check-packaging check-integration check-spark
+SUITES := check-unit check-fuzz-replay check-sim check-layers check-hardening check-packaging \
+	check-integration check-faults-smoke \
+	check-spark
 
-.PHONY: check check-all check-unit check-layers check-packaging check-integration check-spark
+.PHONY: check check-all check-unit check-layers check-packaging check-packages check-integration check-spark check-system
 check:
 	@scripts/deps
 	@$(MAKE) --no-print-directory check-all
 
 # One after the other, whatever -j says: a suite may use the whole machine.
 check-all:
-	@$(MAKE) --no-print-directory all unit
+	@$(MAKE) --no-print-directory all unit fuzz-programs
 	@set -e; for suite in $(SUITES); do echo "== $$suite"; $(MAKE) --no-print-directory $$suite; done
 
 check-unit: $(UNIT)
@@ -152,31 +182,57 @@ check-layers: $(LIBRARY_O)
 .PHONY: layers
 layers: check-layers
 
+# Read from the built programs: is what docs/security.md says of compiler and linker so?
+.PHONY: check-hardening
+check-hardening: all
+	@scripts/check-hardening $(PROGRAMS)
+
 check-packaging: all
 	@MAKE="$(MAKE)" scripts/check-packaging
+
+# The packages themselves, and what they do on real nodes.
+check-packages:
+	@scripts/check-packages
+check-system: deb rpm
+	@SPARK_VERSION=$(SPARK_VERSION) $(PYTEST) tests/system
 
 # The programs against real peers, and the reference control plane, which they are tried against.
 check-integration: all
 	@$(PYTEST) tests/integration tests/controlplane
+
+# The agent killed anywhere, and any call failing; see tests/faults/run. FAULTS_ALL=1 tries every n.
+FAULTS_SO := $(BUILD)/faults.so
+$(FAULTS_SO): tests/faults/faults.c
+	@mkdir -p $(dir $@)
+	$(call quiet,CC,$@) $(CC) -std=gnu17 -O2 -g -Wall -Wextra -Werror -fPIC -shared -o $@ $<
+
+.PHONY: check-faults-smoke check-faults
+check-faults-smoke: all $(FAULTS_SO)
+	@$(PYTHON) tests/faults/run --smoke
+check-faults: all $(FAULTS_SO)
+	@$(PYTHON) tests/faults/run
 
 check-spark: all
 	@SPARK_VERSION=$(SPARK_VERSION) $(PYTEST) tests/spark
 
 # What takes longer: the other compiler, sanitizers, valgrind, a further Spark line, the benchmark's goals.
 .PHONY: check-long check-clang check-sanitize check-valgrind check-spark-4 check-bench
-LONG_SUITES := check-clang check-sanitize check-valgrind check-spark-4 check-bench check-sim-long
+LONG_SUITES := check-clang check-analyze check-packages check-system \
+	check-network check-soak check-faults \
+	check-sanitize check-valgrind check-spark-4 check-bench \
+	check-sim-long check-fuzz
 check-long:
 	@scripts/deps
 	@set -e; for suite in $(LONG_SUITES); do echo "== $$suite"; $(MAKE) --no-print-directory $$suite; done
 
 check-clang:
-	@$(MAKE) --no-print-directory CC=clang BUILD=build-clang all unit
+	@$(MAKE) --no-print-directory CC=clang BUILD=build-clang all unit fuzz-programs
 	@echo "clang: all programs and unit tests build without a warning"
 
 check-sanitize:
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-san all unit
 	@# What a sanitizer makes impossible is skipped here; it ran in the plain build.
-	@REQUIRE_ALL= $(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-san check-unit
+	@REQUIRE_ALL= $(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-san check-unit check-fuzz-replay
 	@$(MAKE) --no-print-directory SANITIZE=address,undefined BUILD=build-san check-integration
 
 # Not these: they measure time, memory or descriptors, mount filesystems, or would take minutes. Sanitizers see them.
@@ -188,6 +244,17 @@ check-valgrind: $(UNIT)
 
 check-spark-4:
 	@$(MAKE) --no-print-directory SPARK_VERSION=4.3.0 check-spark
+
+# Hundreds of cancels through a network that fails, and two minutes of mixed load with faults: SEED= repeats one.
+.PHONY: check-network check-soak soak
+check-network: all
+	@NETWORK_WORLDS=5 NETWORK_DRIVERS=160 $(PYTEST) -s tests/integration/test_network.py
+
+check-soak: all
+	@SOAK_MINUTES=2 $(PYTHON) tests/soak/soak
+
+soak: all
+	@SOAK_MINUTES=$(or $(SOAK_MINUTES),30) $(PYTHON) tests/soak/soak
 
 # What the agent costs and how fast it is; BENCH_QUICK=1 is short and fails when a goal is missed.
 .PHONY: bench
@@ -205,10 +272,15 @@ demo:
 	@scripts/deps build spark
 	@$(PYTHON) scripts/demo
 
-FORMATTED = $(wildcard common/*.[ch] agent/*.[ch] tests/unit/*.[ch])
+# gcc's and clang's static analysis of the product: no finding stands, except where a line says why (.clang-tidy).
+.PHONY: check-analyze
+check-analyze: $(GENERATED)/.stamp
+	@scripts/check-analyze $(COMMON_C) agent/main.c agent/ctl.c $(AGENT_C) -- $(CPPFLAGS_ALL)
+
+FORMATTED = $(wildcard common/*.[ch] agent/*.[ch] tests/unit/*.[ch] tests/fuzz/*.[ch])
 .PHONY: lint format
 # clang-format's opinion is advice here, the rest is a gate.
-lint:
+lint: check-analyze
 	@clang-format --dry-run $(FORMATTED) 2>&1 | grep -c 'warning: code should be clang-formatted' | \
 		sed 's/^/lint: places that clang-format would change: /' || true
 	@for script in scripts/* .ci/run; do case $$(head -n 1 $$script) in \
@@ -219,46 +291,78 @@ format:
 	clang-format -i $(FORMATTED)
 
 # ---- install ------------------------------------------------------------------------------------------------
-PREFIX ?= /usr/local
-BINDIR ?= $(PREFIX)/bin
-DOCDIR ?= $(PREFIX)/share/doc/spark-cancel-agent
-MANDIR ?= $(PREFIX)/share/man
-SYSCONFDIR ?= $(if $(filter /usr /usr/local,$(PREFIX)),/etc,$(PREFIX)/etc)
-UNITDIR ?= $(or $(shell $(PKG_CONFIG) --variable=systemdsystemunitdir systemd 2>/dev/null),/lib/systemd/system)
-SYSUSERSDIR ?= $(or $(shell $(PKG_CONFIG) --variable=sysusersdir systemd 2>/dev/null),/usr/lib/sysusers.d)
+# GNU's directories, in small or capital letters; systemd's own from pkg-config. Man pages, catalog and completion
+# are installed as they are found; scripts/check-packaging says what must be there.
+prefix ?= /usr/local
+PREFIX ?= $(prefix)
+bindir ?= $(PREFIX)/bin
+datarootdir ?= $(PREFIX)/share
+docdir ?= $(datarootdir)/doc/spark-cancel-agent
+mandir ?= $(datarootdir)/man
+sysconfdir ?= $(if $(filter /usr /usr/local,$(PREFIX)),/etc,$(PREFIX)/etc)
+BINDIR ?= $(bindir)
+DOCDIR ?= $(docdir)
+MANDIR ?= $(mandir)
+SYSCONFDIR ?= $(sysconfdir)
+systemd_dir = $(or $(shell $(PKG_CONFIG) --variable=$(1) systemd 2>/dev/null),$(2))
+UNITDIR ?= $(call systemd_dir,systemdsystemunitdir,/lib/systemd/system)
+SYSUSERSDIR ?= $(call systemd_dir,sysusersdir,/usr/lib/sysusers.d)
+CATALOGDIR ?= $(call systemd_dir,catalogdir,/usr/lib/systemd/catalog)
+COMPLETIONDIR ?= $(datarootdir)/bash-completion/completions
 CONFDIR := $(SYSCONFDIR)/spark-cancel-agent
-MAN8 := $(wildcard docs/man/*.8)
-MAN5 := $(wildcard docs/man/*.5)
-MAN1 := $(wildcard docs/man/*.1)
+MAN := $(wildcard docs/man/*.[1-8])
+CATALOG := $(wildcard packaging/catalog/*.catalog)
+COMPLETION := $(wildcard packaging/completion/*)
+EXAMPLES := $(wildcard packaging/systemd/examples/*.conf)
+INSTALL ?= install
+INSTALL_PROGRAM ?= $(INSTALL)
 
 .PHONY: install uninstall
 install: all
-	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(CONFDIR) $(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSUSERSDIR) $(DESTDIR)$(DOCDIR)
-	install -m 755 $(PROGRAMS) $(DESTDIR)$(BINDIR)/
-	sed -e 's#/usr/bin/spark-cancel-agent#$(BINDIR)/spark-cancel-agent#' \
-		-e 's#/etc/spark-cancel-agent/#$(CONFDIR)/#' packaging/systemd/spark-cancel-agent.service \
+	$(INSTALL) -d $(addprefix $(DESTDIR),$(BINDIR) $(CONFDIR) $(UNITDIR) $(SYSUSERSDIR) $(DOCDIR)/examples)
+	$(INSTALL_PROGRAM) -m 755 $(PROGRAMS) $(DESTDIR)$(BINDIR)/
+	sed -e 's#/usr/bin/spark-cancel#$(BINDIR)/spark-cancel#g' -e 's#/etc/spark-cancel-agent/#$(CONFDIR)/#g' \
+		-e 's#/usr/share/doc/spark-cancel-agent#$(DOCDIR)#g' packaging/systemd/spark-cancel-agent.service \
 		>$(DESTDIR)$(UNITDIR)/spark-cancel-agent.service
 	chmod 644 $(DESTDIR)$(UNITDIR)/spark-cancel-agent.service
-	install -m 644 packaging/systemd/spark-cancel-agent.sysusers.conf \
+	$(INSTALL) -m 644 packaging/systemd/spark-cancel-agent.sysusers.conf \
 		$(DESTDIR)$(SYSUSERSDIR)/spark-cancel-agent.conf
-	install -m 644 README.md CHANGELOG.md LICENSE $(wildcard docs/*.md) etc/agent.conf $(DESTDIR)$(DOCDIR)/
-	cd common/proto && find sparkcancel -name '*.proto' -exec install -D -m 644 {} $(abspath $(DESTDIR)$(DOCDIR))/proto/{} \;
-	$(if $(MAN8),install -D -m 644 -t $(DESTDIR)$(MANDIR)/man8 $(MAN8))
-	$(if $(MAN5),install -D -m 644 -t $(DESTDIR)$(MANDIR)/man5 $(MAN5))
-	$(if $(MAN1),install -D -m 644 -t $(DESTDIR)$(MANDIR)/man1 $(MAN1))
+	$(INSTALL) -m 644 README.md CHANGELOG.md LICENSE $(wildcard docs/*.md) $(DESTDIR)$(DOCDIR)/
+	$(INSTALL) -m 644 $(EXAMPLES) etc/agent.conf $(DESTDIR)$(DOCDIR)/examples/
+	cd common/proto && find sparkcancel -name '*.proto' -exec \
+		$(INSTALL) -D -m 644 {} $(abspath $(DESTDIR)$(DOCDIR))/proto/{} \;
+	set -e; for page in $(MAN); do $(INSTALL) -D -m 644 -t $(DESTDIR)$(MANDIR)/man$${page##*.} $$page; done
+	set -e; for file in $(CATALOG); do $(INSTALL) -D -m 644 -t $(DESTDIR)$(CATALOGDIR) $$file; done
+	set -e; for file in $(COMPLETION); do \
+		$(INSTALL) -D -m 644 $$file $(DESTDIR)$(COMPLETIONDIR)/$$(basename $$file .bash); done
 	@# The administrator's configuration is never touched.
-	[ -e $(DESTDIR)$(CONFDIR)/agent.conf ] || install -m 644 etc/agent.conf $(DESTDIR)$(CONFDIR)/agent.conf
+	[ -e $(DESTDIR)$(CONFDIR)/agent.conf ] || $(INSTALL) -m 644 etc/agent.conf $(DESTDIR)$(CONFDIR)/agent.conf
 
 uninstall: # leaves the configuration and the state
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,$(notdir $(PROGRAMS)))
 	rm -f $(DESTDIR)$(UNITDIR)/spark-cancel-agent.service $(DESTDIR)$(SYSUSERSDIR)/spark-cancel-agent.conf
-	rm -f $(addprefix $(DESTDIR)$(MANDIR)/man8/,$(notdir $(MAN8))) $(addprefix $(DESTDIR)$(MANDIR)/man5/,$(notdir $(MAN5))) \
-		$(addprefix $(DESTDIR)$(MANDIR)/man1/,$(notdir $(MAN1)))
+	set -e; for page in $(notdir $(MAN)); do rm -f $(DESTDIR)$(MANDIR)/man$${page##*.}/$$page; done
+	rm -f $(addprefix $(DESTDIR)$(CATALOGDIR)/,$(notdir $(CATALOG)))
+	rm -f $(addprefix $(DESTDIR)$(COMPLETIONDIR)/,$(patsubst %.bash,%,$(notdir $(COMPLETION))))
 	rm -rf $(DESTDIR)$(DOCDIR)
+
+# ---- packages -----------------------------------------------------------------------------------------------
+# Both are built from a tarball of the files that git knows (or of an unpacked tarball's own), so nothing of the
+# work tree gets in, and every time is the changelog's: the same sources give the same bytes.
+PACKAGE := spark-cancel-agent-$(VERSION)
+TARBALL := $(BUILD)/$(PACKAGE).tar.gz
+
+.PHONY: dist deb rpm
+dist:
+	@scripts/dist $(abspath $(TARBALL))
+deb: dist
+	@scripts/build-deb $(abspath $(TARBALL)) $(abspath $(BUILD))/deb
+rpm: dist
+	@scripts/build-rpm $(abspath $(TARBALL)) $(abspath $(BUILD))/rpm
 
 .PHONY: clean help
 clean:
-	rm -rf $(BUILD) build-clang build-san
+	rm -rf $(BUILD) build-clang build-san build-fuzz
 
 help:
 	@echo 'make                 build the agent and spark-cancelctl into $(BUILD)/'
@@ -266,10 +370,13 @@ help:
 	@echo 'make deps            install the packages that building and testing need (YES=1: do not ask)'
 	@echo 'make check           every suite: $(SUITES)'
 	@echo 'make check-long      what takes longer: $(LONG_SUITES)'
+	@echo 'make fuzz            all fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each, two at a time (FUZZ_TARGETS="argv stat")'
 	@echo 'make bench           time, memory, wake-ups, system calls, beside spark-submit --kill (BENCH_QUICK=1, BENCH_SPARK=0)'
+	@echo 'make soak            30 minutes of mixed load with faults: does anything grow? (SOAK_MINUTES=)'
 	@echo 'make layers          is the program built in its layers?'
 	@echo 'make lint, format    style of the sources'
 	@echo 'make install         DESTDIR= PREFIX=$(PREFIX); make uninstall leaves configuration and state'
+	@echo 'make deb, rpm        packages, into $(BUILD)/deb and $(BUILD)/rpm; make dist: the tarball they are made from'
 	@echo 'make clean'
 	@echo 'SANITIZE=address,undefined builds with sanitizers, CC=clang with clang; give them a BUILD= of their own.'
 	@echo 'REQUIRE_ALL=1 makes a skipped test a failure.'

@@ -5,8 +5,8 @@
  * Events are stepped as they arrive; what their steps changed and allow gathers in the operations that are
  * `touched`. A turn runs from a deferred source, after the I/O of one round of the loop: one scan for all who
  * search, the slots of the Workers, one transaction for everything that changed, and, when it is stored, the deeds.
- * While a commit runs no other turn begins, so what comes in meanwhile is the next group commit; the loop itself
- * never waits.
+ * While a commit runs what comes in meanwhile gathers for the next one: that is the group commit; the loop itself
+ * never waits. The commit, and what is done when the disk does not take it, is in agent_commit.c.
  *
  * Stream bytes are given back to the control plane's window with the commit that stores their events. So whatever
  * the server sends, what we hold in memory and have not stored is bounded by the window.
@@ -15,12 +15,8 @@
 
 #include <search.h>
 
-#define COMMIT_SLOW_USEC (5 * USEC_PER_SEC)
-#define COMMIT_RETRY_MIN (200 * USEC_PER_MSEC)
-#define COMMIT_RETRY_MAX (10 * USEC_PER_SEC)
 #define SKEW_WARN_USEC (30 * USEC_PER_SEC)
-#define DRAIN_AGAIN_USEC (1 * USEC_PER_SEC)
-#define PRUNE_PER_TURN 256
+#define SCAN_APART_USEC (50 * USEC_PER_MSEC)
 
 struct cancel_now agent_now(const struct agent *agent) {
         return (struct cancel_now){ event_now_usec(agent->event), event_real_usec(agent->event) };
@@ -42,7 +38,7 @@ int agent_insert(struct agent *agent, struct operation *o) {
         return 0;
 }
 
-static void agent_forget(struct agent *agent, struct operation *o) {
+void agent_forget(struct agent *agent, struct operation *o) {
         tdelete(o, &agent->tree, compare_ids);
         TAILQ_REMOVE(&agent->all, o, all_link);
         operation_free(o);
@@ -81,13 +77,25 @@ void agent_counts_changed(struct agent *agent) {
 
 /* ---- gather --------------------------------------------------------------------------------------------------- */
 
+/* A scan changes nothing and waits for no commit. But a commit is also what gathers a flood of commands into one scan:
+ * while it is short it does so still, and where no commit gathers them, time does. */
+static bool scan_must_wait(struct agent *agent) {
+        uint64_t next = agent->scanned_usec + SCAN_APART_USEC;
+
+        if ((!agent->commit_running && !agent->failing) || event_now_usec(agent->event) >= next)
+                return false;
+        agent_try_again(agent, next);
+        return true;
+}
+
 static void gather_scan(struct agent *agent) {
         struct operation_list scanning = TAILQ_HEAD_INITIALIZER(scanning);
         struct operation *o;
         int r;
 
-        if (TAILQ_EMPTY(&agent->scanning))
+        if (TAILQ_EMPTY(&agent->scanning) || scan_must_wait(agent))
                 return;
+        agent->scanned_usec = event_now_usec(agent->event);
         r = driver_scan(agent->driver);
         if (r < 0) {
                 if (!agent->scan_failing)
@@ -119,188 +127,10 @@ static void gather_failed(struct agent *agent) {
         }
 }
 
-/* ---- commit --------------------------------------------------------------------------------------------------- */
-
-static bool agent_done_is_over(const struct agent *agent, const struct operation *o, uint64_t real_usec) {
-        return agent->done_count > agent->config->retention_max ||
-               base_usec_add(o->done_real_usec, agent->config->retention_usec) < real_usec;
-}
-
-/* Old DONE operations leave with a turn that writes anyway: some more than came, or a flood would outrun it. */
-static int commit_prune(struct agent *agent, struct store_turn *turn, size_t put) {
-        uint64_t real_usec = event_real_usec(agent->event);
-        struct operation *o;
-        size_t pruned = 0;
-        int r;
-
-        while (pruned++ < PRUNE_PER_TURN + put && (o = TAILQ_FIRST(&agent->done_list))) {
-                if (o->touched || o->committing || !agent_done_is_over(agent, o, real_usec))
-                        return 0;
-                r = store_turn_delete(turn, o->id);
-                if (r < 0)
-                        return r;
-                TAILQ_REMOVE(&agent->done_list, o, done_link);
-                agent->done_count--;
-                agent_forget(agent, o);
-        }
-        return 0;
-}
-
-/* What could not be read back is not stored, and so not acted on; the others must not wait for it. A defect of ours. */
-static void commit_leave_out(struct operation *o, int result) {
-        operation_journal(o, JOURNAL_STORE_FAILED, "operation %s cannot be stored (%s) and is not acted on: please report this",
-                          o->id, strerror(-result));
-        o->dirty = false;
-        o->act = 0;
-}
-
-static int commit_gather(struct agent *agent, struct store_turn *turn) {
-        struct store_operation row;
-        struct operation *o;
-        size_t put = 0;
-        int r;
-
-        TAILQ_FOREACH(o, &agent->touched, touched_link) {
-                if (!o->dirty)
-                        continue;
-                operation_to_store(o, &row);
-                r = store_turn_put(turn, &row);
-                if (r == -ENOMEM)
-                        return r;
-                if (r < 0) {
-                        commit_leave_out(o, r);
-                        continue;
-                }
-                put++;
-        }
-        if (agent->revision_next != agent->revision)
-                store_turn_set_revision(turn, agent->revision_next);
-        return commit_prune(agent, turn, put);
-}
-
-static void commit_retry_later(struct agent *agent, int result, const char *error) {
-        uint64_t delay = base_min_u64(COMMIT_RETRY_MIN << base_min_u64(agent->commit_failures, 10), COMMIT_RETRY_MAX);
-
-        if (agent->commit_failures++ == 0)
-                journal_write(JOURNAL_STORE_FAILED, NULL,
-                              "cannot write the state database: %s (%s); no kill is sent until it can be written; trying again",
-                              error, strerror(-result));
-        agent->commit_failed = true;
-        agent_try_again(agent, event_now_usec(agent->event) + delay);
-}
-
-/* Stored up to `revision`; the bytes go back to the server's window, unless max_open holds the stream. */
-static void agent_give_back(struct agent *agent, size_t size) {
-        if (agent->full)
-                agent->held += size;
-        control_taken(agent->control, agent->revision, agent->full ? 0 : size);
-}
-
-/* What the commit covered is stored: its window goes back to the server, its deeds may be done. */
-static void commit_stored(struct agent *agent) {
-        struct operation *o;
-        uint32_t deeds;
-
-        agent->revision = agent->revision_committing;
-        agent_give_back(agent, agent->taken_committing);
-        agent->taken_committing = 0;
-        while ((o = TAILQ_FIRST(&agent->committing_list))) {
-                TAILQ_REMOVE(&agent->committing_list, o, commit_link);
-                o->committing = false;
-                deeds = o->act_committing;
-                o->act_committing = 0;
-                operation_do(o, deeds);
-        }
-}
-
-/* A commit that is under way may hold reports: they go out once more after it. */
-static int agent_drained(void *userdata) {
-        struct agent *agent = userdata;
-
-        agent->drained = agent->commit_running && !agent->commit_failed;
-        if (!agent->drained)
-                event_exit(agent->event, 0);
-        return 0;
-}
-
-static int commit_done(int result, const char *error, uint64_t took_usec, void *userdata) {
-        struct agent *agent = userdata;
-
-        (void)event_timer_set(agent->slow, USEC_NEVER);
-        if (result < 0) {
-                commit_retry_later(agent, result, error);
-                return 0;
-        }
-        if (agent->commit_failures > 0)
-                journal_write(JOURNAL_STORE_RECOVERED, NULL, "the state database can be written again");
-        agent->commit_failures = 0;
-        agent->commit_running = agent->commit_failed = false;
-        log_debug("commit took %" PRIu64 " us", took_usec);
-        commit_stored(agent);
-        if (agent->drained)
-                return control_drain(agent->control, DRAIN_AGAIN_USEC, agent_drained, agent);
-        agent_schedule_turn(agent);
-        return 0;
-}
-
-static int commit_slow(void *userdata) {
-        struct agent *agent = userdata;
-
-        if (agent->commit_running && !agent->commit_failed)
-                journal_write(JOURNAL_STORE_SLOW, NULL,
-                              "a commit to %s takes more than 5 s: the disk is failing or overloaded; kills wait for it",
-                              agent->config->state_directory);
-        return 0;
-}
-
-/* The operations of the turn move from `touched` to the commit; their deeds with them. */
-static void commit_begin(struct agent *agent) {
-        struct operation *o, *next;
-
-        agent->commit_running = true;
-        agent->revision_committing = agent->revision_next;
-        agent->taken_committing = agent->taken;
-        agent->taken = 0;
-        TAILQ_FOREACH_SAFE_(o, &agent->touched, touched_link, next) {
-                if (!o->dirty)
-                        continue;
-                o->dirty = false;
-                o->committing = true;
-                o->act_committing = o->act;
-                o->act = 0;
-                TAILQ_INSERT_TAIL(&agent->committing_list, o, commit_link);
-        }
-        (void)event_timer_set_coarse(agent->slow, event_now_usec(agent->event) + COMMIT_SLOW_USEC, USEC_PER_SEC);
-}
-
-/* 0: nothing to store; 1: a commit runs; negative: no memory for it now. */
-static int commit(struct agent *agent) {
-        _cleanup_(store_turn_free_pointer) struct store_turn *turn = NULL;
-        struct operation *o;
-        bool needed = agent->revision_reset;
-        int r;
-
-        TAILQ_FOREACH(o, &agent->touched, touched_link)
-                needed |= o->dirty;
-        if (!needed)
-                return 0;
-        r = store_turn_new(agent->store, &turn);
-        if (r == 0)
-                r = commit_gather(agent, turn);
-        if (r == 0)
-                r = store_commit(agent->store, turn, commit_done, agent);
-        if (r < 0)
-                return r;
-        (void)TAKE(turn);
-        agent->revision_reset = false;
-        commit_begin(agent);
-        return 1;
-}
-
 /* ---- act ------------------------------------------------------------------------------------------------------- */
 
-/* Deeds of operations whose record is stored as it stands. What must be tried again, or waits for its commit, goes
- * back into `touched`: for the next turn, not for this walk, which would never end. */
+/* Deeds of operations whose record is stored as it stands, or kept as one that cannot be. What must be tried again, or
+ * waits for its commit, goes back into `touched`: for the next turn, not for this walk, which would never end. */
 static void act(struct agent *agent) {
         struct operation_list walk = TAILQ_HEAD_INITIALIZER(walk);
         struct operation *o;
@@ -310,7 +140,7 @@ static void act(struct agent *agent) {
         while ((o = TAILQ_FIRST(&walk))) {
                 TAILQ_REMOVE(&walk, o, touched_link);
                 o->touched = false;
-                if (o->dirty || o->committing) {
+                if (o->dirty || (o->committing && !agent->failing)) {
                         agent_keep_touched(o);
                         continue;
                 }
@@ -324,16 +154,25 @@ static void act(struct agent *agent) {
 
 static void agent_update_gauges(struct agent *agent) {
         metrics_set(METRICS_OPERATIONS_OPEN, NULL, (double)agent->open_count);
+        metrics_set(METRICS_STORE_FAILING, NULL, agent->failing);
+        metrics_set(METRICS_RECORDS_UNWRITTEN, NULL, (double)agent->unwritten_count);
 }
 
-/* max_open: beyond it the stream's window is kept, so that the flood waits at the server. */
+/* max_open: beyond it the stream's window is kept, so that the flood waits at the server. It bounds what is open, and,
+ * while the disk does not take them, the records that only memory has. */
 static void agent_update_full(struct agent *agent) {
-        bool full = agent->open_count >= agent->config->max_open;
+        bool many = agent->unwritten_count >= agent->config->max_open;
+        bool full = many || agent->open_count >= agent->config->max_open;
 
         if (full == agent->full)
                 return;
         agent->full = full;
         control_set_reading(agent->control, !full);
+        if (full && many) {
+                journal_write(JOURNAL_FULL, NULL, "%zu records wait for the disk (max_open): not reading further commands until they are written",
+                              agent->unwritten_count);
+                return;
+        }
         if (full) {
                 journal_write(JOURNAL_FULL, NULL, "%zu operations are open (max_open): not reading further commands until some end", agent->open_count);
                 return;
@@ -344,46 +183,22 @@ static void agent_update_full(struct agent *agent) {
 
 static int agent_turn(void *userdata) {
         struct agent *agent = userdata;
-        int r;
 
-        if (agent->commit_running) { /* its end schedules the next turn; deeds that are stored already need not wait */
-                if (!agent->stopping)
-                        pace_grant(agent);
-                act(agent);
-                return 0;
-        }
         gather_scan(agent);
         gather_failed(agent);
         if (!agent->stopping) /* no new work */
                 pace_grant(agent);
         agent_update_full(agent);
+        agent_commit(agent);
         agent_update_gauges(agent);
-        r = commit(agent);
-        if (r < 0) {
-                commit_retry_later(agent, r, "no memory");
-                agent->commit_failed = false; /* nothing was handed over: the next turn gathers again */
-                return 0;
-        }
-        if (r == 0 && agent->taken > 0) { /* heartbeats only: nothing to store */
-                agent_give_back(agent, agent->taken);
-                agent->taken = 0;
-        }
         act(agent);
         return 0;
 }
 
 static int agent_on_again(void *userdata) {
         struct agent *agent = userdata;
-        int r;
 
         agent->again_usec = USEC_NEVER;
-        if (agent->commit_running && agent->commit_failed) {
-                agent->commit_failed = false;
-                r = store_retry(agent->store);
-                if (r < 0)
-                        commit_retry_later(agent, r, "retry");
-                return 0;
-        }
         agent_schedule_turn(agent);
         return 0;
 }
@@ -535,7 +350,7 @@ static int agent_on_event(const struct command_event *event, size_t size, void *
 static int agent_on_restart(void *userdata) {
         struct agent *agent = userdata;
 
-        agent->revision_next = 0;
+        agent->revision = agent->revision_next = 0; /* a position of the order before says nothing in the new one */
         agent->revision_reset = true;
         agent_schedule_turn(agent);
         return 0;
@@ -670,7 +485,7 @@ static int agent_add_sources(struct agent *agent) {
         if (r == 0)
                 r = event_add_timer(event, "again", agent_on_again, agent, &agent->again);
         if (r == 0)
-                r = event_add_timer(event, "slow-commit", commit_slow, agent, &agent->slow);
+                r = agent_commit_init(agent);
         if (r == 0)
                 r = event_add_timer(event, "status", agent_on_status_timer, agent, &agent->status);
         if (r == 0)
@@ -690,6 +505,7 @@ int agent_new(struct event *event, const struct agent_options *options, struct a
         TAILQ_INIT(&agent->all);
         TAILQ_INIT(&agent->touched);
         TAILQ_INIT(&agent->committing_list);
+        TAILQ_INIT(&agent->unwritten);
         TAILQ_INIT(&agent->scanning);
         TAILQ_INIT(&agent->done_list);
         TAILQ_INIT(&agent->workers);
@@ -713,7 +529,7 @@ struct agent *agent_free(struct agent *agent) {
         pace_deinit(agent);
         agent->turn = event_source_free(agent->turn);
         agent->again = event_source_free(agent->again);
-        agent->slow = event_source_free(agent->slow);
+        agent_commit_deinit(agent);
         agent->status = event_source_free(agent->status);
         agent->rescan = event_source_free(agent->rescan);
         free(agent);
@@ -744,7 +560,9 @@ int agent_start(struct agent *agent, const struct store_info *info) {
         int r;
 
         agent->revision = agent->revision_next = info->revision;
-        agent->sequence_base = info->sequence_base;
+        /* What an earlier life reported and could not store is not known here. A number of its own from which each life
+         * counts keeps its reports apart from those (the contract takes gaps). */
+        agent->sequence_base = (int64_t)base_max_u64((uint64_t)info->sequence_base, event_real_usec(agent->event));
         r = agent_load(agent);
         if (r < 0)
                 return r;
@@ -756,7 +574,7 @@ int agent_stop(struct agent *agent, uint64_t timeout_usec) {
         if (agent->stopping)
                 return 0;
         agent->stopping = true;
-        return control_drain(agent->control, timeout_usec, agent_drained, agent);
+        return control_drain(agent->control, timeout_usec, agent_commit_last, agent);
 }
 
 void agent_on_status(struct agent *agent, int (*changed)(void *userdata), void *userdata) {

@@ -21,7 +21,7 @@ static void count_states(const struct agent *agent, struct bus_status *ret) {
 void agent_status_text(const struct agent *agent, char *text, size_t size) {
         struct bus_status counts = { 0 };
         uint64_t now = event_now_usec(agent->event);
-        char last[64] = "", stuck[64] = "";
+        char last[64] = "", stuck[64] = "", memory[256] = "";
 
         count_states(agent, &counts);
         if (agent->last_outcome_usec > 0)
@@ -29,12 +29,13 @@ void agent_status_text(const struct agent *agent, char *text, size_t size) {
                                base_usec_sub(now, agent->last_outcome_usec) / USEC_PER_MINUTE);
         if (counts.quarantined > 0)
                 (void)snprintf(stuck, sizeof stuck, ", %" PRIu64 " quarantined", counts.quarantined);
-        if (agent->commit_failures > 0)
-                (void)snprintf(text, size, "Cannot write the state database in %s", agent->config->state_directory);
-        else
-                (void)snprintf(text, size, "%s %s; %" PRIu64 " open, %" PRIu64 " waiting for a driver%s%s",
-                               agent->connected ? "Connected to" : "Not connected to", agent->config->endpoint, counts.open,
-                               counts.searching, stuck, last);
+        if (agent->failing)
+                (void)snprintf(memory, sizeof memory, "Working from memory, cannot write %s (%s), %zu records unwritten; ",
+                               agent->config->state_directory, agent->failure < 0 ? strerror(-agent->failure) : "no answer",
+                               agent->unwritten_count);
+        (void)snprintf(text, size, "%s%s %s; %" PRIu64 " open, %" PRIu64 " waiting for a driver%s%s", memory,
+                       agent->connected ? "Connected to" : "Not connected to", agent->config->endpoint, counts.open,
+                       counts.searching, stuck, last);
 }
 
 void agent_bus_status(struct bus_status *ret, void *userdata) {
@@ -49,6 +50,8 @@ void agent_bus_status(struct bus_status *ret, void *userdata) {
                 .connected = agent->connected,
                 .reports_waiting = control_reports_waiting(agent->control),
                 .revision = agent->revision,
+                .from_memory = agent->failing,
+                .unwritten = agent->unwritten_count,
         };
         count_states(agent, ret);
         agent_status_text(agent, summary, sizeof summary);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * What the files of the shell share: agent.c (the turn), agent_operation.c (one operation's value, events and
- * effects), agent_leftovers.c (what an ended driver left behind), agent_report.c (what a report says), agent_pace.c
- * (one kill at a time per Worker), agent_load.c (what a restart finds).
+ * What the files of the shell share: agent.c (the turn), agent_commit.c (its commit, and a disk that does not take
+ * it), agent_operation.c (one operation's value, events and effects), agent_leftovers.c (what an ended driver left
+ * behind), agent_report.c (what a report says), agent_pace.c (one kill at a time per Worker), agent_load.c (what a
+ * restart finds).
  */
 #include "agent.h"
 #include "cancel.h"
@@ -80,10 +81,12 @@ struct operation {
 
         uint32_t act;                  /* deeds that wait for the next commit */
         uint32_t act_committing;       /* deeds that the running commit allows */
-        bool dirty, committing, wants_scan, wants_hold, hold_failing, ask_failed, touched;
+        bool dirty;                    /* the record has changed since it was last handed to a commit, or kept: */
+        bool unwritten;                /* … is kept for a commit to come, and its deeds did not wait (agent->failing) */
+        bool committing, wants_scan, wants_hold, hold_failing, ask_failed, touched;
         bool other_boot;               /* loaded from an earlier boot, not yet restarted */
 
-        TAILQ_ENTRY(operation) all_link, touched_link, commit_link, scan_link, slot_link, done_link;
+        TAILQ_ENTRY(operation) all_link, touched_link, commit_link, unwritten_link, scan_link, slot_link, done_link;
 };
 
 struct agent {
@@ -97,9 +100,9 @@ struct agent {
         struct store *store;
 
         void *tree;                    /* tsearch(3), by operation id */
-        struct operation_list all, touched, committing_list, scanning, done_list;
+        struct operation_list all, touched, committing_list, unwritten, scanning, done_list;
         TAILQ_HEAD(, worker) workers;
-        size_t open_count, done_count;
+        size_t open_count, done_count, unwritten_count;
 
         struct event_source *turn;     /* deferred */
         struct event_source *again;    /* timer: a failed scan, hold or commit is tried again, a Worker's room is over */
@@ -108,15 +111,25 @@ struct agent {
         struct event_source *rescan;   /* timer: after the work directory moved */
         uint32_t rescans;
         uint64_t again_usec;
-        bool commit_running, commit_failed, stopping, drained, scan_failing;
-        uint32_t commit_failures;
+        bool commit_running, stopping, drained, scan_failing;
+        uint64_t scanned_usec;         /* the last scan's time */
+
+        bool failing;                  /* the disk does not take the commits: the agent goes on from memory */
+        bool behind;                   /* … and not all that was done meanwhile is stored yet */
+        bool failure_told;             /* the journal has said so, and not yet that it is over */
+        uint64_t told_usec;            /* when; 0: never */
+        int failure;                   /* why: -errno; 0: a commit that does not end */
+        uint32_t commit_failures;      /* in a row */
+        uint64_t commit_again_usec;    /* `failing`: when it is tried again */
+        size_t unwritten_batch;        /* records of one such try, at most */
 
         int64_t revision;              /* last one stored */
         int64_t revision_next;         /* to be stored by the next turn */
         int64_t revision_committing;
         size_t taken, taken_committing;/* bytes of the stream that these turns take over */
         size_t held;                   /* bytes not given back because max_open is reached */
-        bool revision_reset, full, skew_warned, connected, status_armed;
+        bool revision_reset;           /* the stored position is of an order that is over */
+        bool reset_committing, full, skew_warned, connected, status_armed;
         int64_t sequence_base;
         uint64_t last_outcome_usec;
 
@@ -132,7 +145,14 @@ struct operation *agent_find(const struct agent *agent, const char *operation_id
 int agent_insert(struct agent *agent, struct operation *o);
 void agent_touch(struct operation *o); /* the next turn, at once, looks at it */
 void agent_keep_touched(struct operation *o); /* the next turn, whenever it comes: see agent_try_again() */
+void agent_forget(struct agent *agent, struct operation *o);
 void agent_counts_changed(struct agent *agent);
+
+/* agent_commit.c */
+int agent_commit_init(struct agent *agent);
+void agent_commit_deinit(struct agent *agent);
+void agent_commit(struct agent *agent); /* a turn's commit: begin it, or see to it that the turn goes on without */
+int agent_commit_last(void *userdata);  /* reports are drained: store what is left, then leave the loop */
 
 /* agent_operation.c */
 int operation_new(struct agent *agent, const char *id, struct operation **ret);

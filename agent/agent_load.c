@@ -50,7 +50,7 @@ static int load_fill(struct operation *o, const struct store_operation *row) {
         base_text_copy(o->app_name, sizeof o->app_name, row->app_name);
         o->cancel.record = row->record;
         o->started_real_usec = row->started_real_usec;
-        o->sequence = row->sequence;
+        o->sequence = row->sequence > o->agent->sequence_base ? row->sequence : o->agent->sequence_base;
         o->acknowledged_sequence = row->acknowledged_sequence;
         o->report_sequence = row->report_sequence;
         o->report_final = row->report_final;

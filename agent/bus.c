@@ -89,6 +89,8 @@ static const struct bus_field status_fields[] = {
         STATUS('t', quarantined, "Quarantined"),
         STATUS('t', reports_waiting, "ReportsWaiting"),
         STATUS('x', revision, "Revision"),
+        STATUS('b', from_memory, "FromMemory"),
+        STATUS('t', unwritten, "Unwritten"),
 };
 
 #define OPERATION(type_, key_)                                                                                         \
@@ -377,6 +379,8 @@ static const sd_bus_vtable agent_vtable[] = {
         SD_BUS_PROPERTY("Quarantined", "t", property_status, 0, 0),
         SD_BUS_PROPERTY("ReportsWaiting", "t", property_status, 0, 0),
         SD_BUS_PROPERTY("Revision", "x", property_status, 0, 0),
+        SD_BUS_PROPERTY("FromMemory", "b", property_status, 0, 0),
+        SD_BUS_PROPERTY("Unwritten", "t", property_status, 0, 0),
         SD_BUS_METHOD_WITH_ARGS("Status", SD_BUS_NO_ARGS, SD_BUS_RESULT("a{sv}", status), method_status,
                                 SD_BUS_VTABLE_UNPRIVILEGED),
         SD_BUS_METHOD_WITH_ARGS("List", SD_BUS_ARGS("b", all), SD_BUS_RESULT("aa{sv}", operations, "t", total),

@@ -41,7 +41,9 @@ struct bus_operation { /* one row of List and Show */
 struct bus_status {
         const char *version, *cluster_id, *node, *endpoint, *summary; /* summary: the STATUS= line */
         bool connected;
+        bool from_memory;       /* the state database cannot be written */
         uint64_t open, searching, quarantined, reports_waiting;
+        uint64_t unwritten;     /* records that only memory has */
         int64_t revision;
 };
 

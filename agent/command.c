@@ -199,7 +199,8 @@ static bool id_is_valid(struct span id) {
 static void show_id(char *target, struct span id, bool valid) {
         target[0] = '\0';
         if (valid) {
-                memcpy(target, id.data, id.size);
+                /* A valid id has a byte at least, and so an address. */
+                memcpy(target, id.data, id.size); /* NOLINT(clang-analyzer-core.NonNullParamChecker) */
                 target[id.size] = '\0';
         } else if (base_text_is_utf8(id.data, id.size))
                 base_text_escape(target, SHOWN_ID_MAX + 1, id.data, id.size);

@@ -119,7 +119,9 @@ const struct config_option config_options[] = {
         NUMBER("cancel", max_open, "100000", 1, 10000000,
                .help = "Open operations beyond which no further command is read."),
         TIME("cancel", retention, "7d", USEC_PER_HOUR, 365 * DAY, .help = "How long ended operations are remembered."),
-        NUMBER("cancel", retention_max, "200000", 1, 10000000, .help = "How many ended operations are remembered."),
+        /* Not below what the control plane may have open and so send again (docs/contract.md: 50,000 of a cluster): one
+         * that is forgotten here and open there would be acted on a second time. */
+        NUMBER("cancel", retention_max, "200000", 50000, 10000000, .help = "How many ended operations are remembered."),
 };
 /* clang-format on */
 
@@ -543,8 +545,8 @@ static int check_cancel(struct loader *loader) {
                         "work_directory is not there yet, so nobody knows whom to signal: set driver_user, or "
                         "give the agent CAP_KILL (allowed without: none)");
         return fail_option(loader, "cancel", "escalation",
-                           "this process may not signal the drivers' user: run it as that user or give it CAP_KILL "
-                           "(allowed without: none)");
+                           "this process may not signal the drivers' user: run it as that user or give it CAP_KILL, "
+                           "by a drop-in as in examples/escalation-*.conf (allowed without: none)");
 }
 
 static int check_whole(struct loader *loader) {

@@ -43,7 +43,7 @@ struct config { /* owned strings; NULL: not set */
 
 /* config_load() - read and check `path`; defaults from the environment ($STATE_DIRECTORY, $RUNTIME_DIRECTORY,
  * $CREDENTIALS_DIRECTORY) and the machine (host name, addresses; no name look-up leaves the machine). 0; -EINVAL or
- * -errno with `error` (CONFIG_ERROR_MAX bytes) = "agent.conf:12: retention: 'x' is not a time (allowed: 1h to 365d)".
+ * -errno (of memory, descriptors, the disk: it may be over next time) with `error` (CONFIG_ERROR_MAX bytes) = "agent.conf:12: retention: 'x' is not a time (allowed: 1h to 365d)".
  * `credential:NAME` of a *_file key becomes $CREDENTIALS_DIRECTORY/NAME here. */
 int config_load(const char *path, struct config **ret, char *error);
 struct config *config_free(struct config *config);

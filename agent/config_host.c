@@ -23,7 +23,7 @@
 int config_host_name(char **ret) {
         struct utsname names;
         if (uname(&names) < 0)
-                return -errno;
+                return -EFAULT; /* its only error */
         char *name = strdup(names.nodename);
         if (!name)
                 return -ENOMEM;
@@ -145,12 +145,21 @@ int config_host_uid(const char *user, int64_t *ret) {
         return -E2BIG;
 }
 
+/* The unit's SystemCallFilter= refuses the call unless a drop-in allows it. */
+static bool signals_pass_filter(void) {
+        _cleanup_close_ int fd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+
+        return fd >= 0 && syscall(SYS_pidfd_send_signal, fd, 0, NULL, 0U) == 0;
+}
+
 /* kill(2): CAP_KILL, or the sender's real or effective user is the target's real or saved one. A driver is started
  * by its Worker with all of them the same. */
 bool config_host_can_signal(int64_t uid) {
         struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
         struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {0};
 
+        if (!signals_pass_filter())
+                return false;
         if (uid >= 0 && (uid == (int64_t)geteuid() || uid == (int64_t)getuid()))
                 return true;
         if (syscall(SYS_capget, &header, data) < 0)

@@ -22,6 +22,7 @@
 
 #include <fcntl.h>
 #include <getopt.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 
@@ -119,6 +120,22 @@ static int parse_argv(int argc, char *argv[], const char **ret_config, enum main
                 return -EINVAL;
         }
         return 0;
+}
+
+/* What may be over at the next start is no fault of the configuration: systemd must start us again. */
+static int config_exit_code(int result) {
+        switch (-result) {
+        case ENOMEM:
+        case EMFILE:
+        case ENFILE:
+        case ENOBUFS:
+        case EIO:
+        case EINTR:
+        case EAGAIN:
+                return EXIT_FAILURE;
+        default:
+                return EXIT_CONFIG;
+        }
 }
 
 static int check_config(const struct config *config) {
@@ -378,6 +395,14 @@ static int make_signals(struct program *p) {
         return r < 0 ? fail("signals", r) : 0;
 }
 
+/* Tokens and keys are in this memory. No core is written, and no process of the same user (with `escalation` that is
+ * every job on the node) may attach to it or read it through /proc/PID/mem; root may. LeakSanitizer attaches. */
+static void hide_memory(void) {
+#ifndef DEBUG_CHECKS
+        (void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+#endif
+}
+
 /* ---- run ------------------------------------------------------------------------------------------------------------- */
 
 static int run(struct program *p) {
@@ -422,6 +447,7 @@ int main(int argc, char *argv[]) {
                 return EXIT_FAILURE;
         if (action == ACTION_EXIT)
                 return EXIT_SUCCESS;
+        hide_memory();
         if (action == ACTION_RUN)
                 log_open();
         (void)umask(0077);
@@ -432,7 +458,7 @@ int main(int argc, char *argv[]) {
                         log_write(LOG_PRIORITY_ERR, NULL, NULL, 0, "%s", error);
                 else
                         (void)fprintf(stderr, "%s\n", error);
-                return EXIT_CONFIG;
+                return config_exit_code(r);
         }
         if (action == ACTION_CHECK) {
                 r = check_config(program.config);

@@ -7,8 +7,8 @@
  * From store_commit() until `done` the turn, the database and `store->error` belong to that thread; there is no
  * lock, because the loop does not touch them meanwhile (`state` says so) and the worker's queue orders the rest.
  *
- * A failed turn stays here for store_retry(): it is what the agent already believes in memory, so it must be stored
- * before anything newer. The store retries nothing by itself: when and how often is the agent's policy.
+ * Of a turn that failed nothing is stored, and it is not kept: the agent has its records, with what was added since.
+ * The store retries nothing by itself: when, how often and with what is the agent's policy.
  *
  * No clock is read here; the duration of a commit is what the loop saw of it, so the module runs unchanged in a
  * simulation.
@@ -353,35 +353,22 @@ static int run_commit(void *userdata) {
 
 /* ---- commit: on the loop ------------------------------------------------------------------------------------ */
 
-/* `done` may commit or retry at once, after which the store's fields are the writer's again: work on copies. */
+/* `done` may commit at once, after which the store's fields are the writer's again: work on copies. */
 static int on_committed(int result, void *userdata) {
         struct store *store = userdata;
         uint64_t took_usec = store->took_usec;
         _cleanup_(store_turn_free_pointer) struct store_turn *turn = NULL;
         char error[STORE_ERROR_MAX] = "";
 
+        store->state = STORE_IDLE;
+        turn = TAKE(store->turn);
         if (result < 0) {
-                store->state = STORE_FAILED;
                 base_text_copy(error, sizeof(error), store->error);
         } else {
-                store->state = STORE_IDLE;
-                turn = TAKE(store->turn);
                 metrics_add(METRICS_COMMITS, NULL, 1);
                 metrics_observe_usec(METRICS_COMMIT_SECONDS, took_usec);
         }
         return store->done(result, error, took_usec, store->userdata);
-}
-
-static int hand_over(struct store *store) {
-        enum store_state before = store->state;
-        int r;
-
-        store->state = STORE_COMMITTING;
-        store->committed = true;
-        r = event_worker_run(store->worker, run_commit, on_committed, store);
-        if (r < 0)
-                store->state = before;
-        return r;
 }
 
 int store_commit(struct store *store, struct store_turn *turn,
@@ -395,12 +382,12 @@ int store_commit(struct store *store, struct store_turn *turn,
         store->turn = turn;
         store->done = done;
         store->userdata = userdata;
-        r = hand_over(store);
-        if (r < 0)
+        store->state = STORE_COMMITTING;
+        store->committed = true;
+        r = event_worker_run(store->worker, run_commit, on_committed, store);
+        if (r < 0) {
+                store->state = STORE_IDLE;
                 store->turn = NULL;
+        }
         return r;
-}
-
-int store_retry(struct store *store) {
-        return store->state == STORE_FAILED ? hand_over(store) : -EINVAL;
 }

@@ -90,13 +90,11 @@ bool store_turn_is_empty(const struct store_turn *turn);
 /* store_commit() - run the turn as one transaction on the writer thread; takes the turn over on success. `done`
  * comes on the loop: 0, or negative when nothing of it is stored (-ENOSPC, -EIO, …); `error` for people ("" when
  * there is none; valid during the call), and how long the writer worked on it.
- * After a failure the store keeps the turn for store_retry(), and nothing else is committed before it: a later turn
- * may build on it. (A flush that failed may still have reached the disk. After a restart such a turn can turn out
- * to be stored, which is harmless: what it allows has not been done.)
- * One commit at a time: -EBUSY before `done`, and while a failed turn is kept. -ENOMEM: the turn is the caller's. */
+ * After a failure the turn is gone: what the caller still wants stored it hands over again, and the connection works
+ * as soon as the disk does. (A flush that failed may still have reached the disk. After a crash such a turn can turn
+ * out to be stored: as if the crash had come a moment later.)
+ * -EBADMSG, -EMSGSIZE: SQLite refuses the statement or the value, a defect of ours; every other failure is the disk's
+ * or the memory's.
+ * One commit at a time: -EBUSY before `done`. -ENOMEM: the turn is the caller's. */
 int store_commit(struct store *store, struct store_turn *turn,
                  int (*done)(int result, const char *error, uint64_t took_usec, void *userdata), void *userdata);
-
-/* store_retry() - run the turn that failed again, with the same `done`; may be called within `done`, better is a
- * timer. -EINVAL: no failed turn is kept; -ENOMEM: it is still kept. */
-int store_retry(struct store *store);

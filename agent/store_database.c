@@ -6,8 +6,8 @@
  * close would change another program's database, or a newer version's. So the application id and the version are
  * read first, and NO_CKPT_ON_CLOSE stays on for life: store_database_close() checkpoints by itself when it should.
  *
- * The file may come from anywhere (a backup, a curious hand), so its schema is not trusted: no triggers, no views,
- * no functions with side effects from it, bounded rows, cells checked, the whole of it through quick_check.
+ * The file may come from anywhere (a backup, a curious hand), so its schema is not trusted: it must be ours word for
+ * word, and even so no triggers, no views, no functions with side effects from it, bounded rows, cells checked, the whole of it through quick_check.
  * No memory map: an I/O error in one is a SIGBUS.
  */
 #include "store_internal.h"
@@ -112,7 +112,7 @@ static int connect_database(struct store *store) {
 
 /* Ours, in a version that we know? `ret_version` 0: an empty file. */
 static int identify(struct store *store, uint32_t *ret_version) {
-        int64_t application, version, objects;
+        int64_t application = 0, version = 0, objects = 0;
         int r;
 
         if ((r = store_query_i64(store, "PRAGMA application_id", &application)) < 0 ||
@@ -220,15 +220,42 @@ static int prepare_all(struct store *store) {
         return prepare_put(store);
 }
 
+/* The log's own bytes over themselves. Only a file system that copies on write can be too full for that; then no commit
+ * can be stored either, and an agent that starts and goes on from memory is better than none. */
+static int rewrite(sqlite3_file *file) {
+        uint8_t bytes[STORE_PAGE_BYTES];
+        sqlite3_int64 size = 0;
+        int code = file->pMethods->xFileSize(file, &size);
+
+        for (sqlite3_int64 at = 0; at < size && code == SQLITE_OK; at += (sqlite3_int64)sizeof(bytes)) {
+                int part = (int)base_min_u64(sizeof(bytes), (uint64_t)(size - at));
+
+                code = file->pMethods->xRead(file, bytes, part, at);
+                if (code == SQLITE_OK)
+                        code = file->pMethods->xWrite(file, bytes, part, at);
+        }
+        return code == SQLITE_FULL ? SQLITE_OK : code;
+}
+
 /* A process that died between writing a commit and flushing it has left it in the kernel's memory, where it reads like
- * any other, and a power cut would still take it back. What is loaded is acted on, so it is flushed first. */
+ * any other, and a power cut would still take it back. What is loaded is acted on, and later commits are chained to it,
+ * so it is flushed first. A flush alone is not enough: when one failed in the dead process, the kernel has said so to
+ * that process, once, and calls the pages clean since; the next flush would say that all is well. So they are made
+ * dirty again. (Within one process SQLite does so by itself: a commit that failed is overwritten by the next one.) The
+ * log lies in one piece and is at most some megabytes. The database needs nothing of the kind: a checkpoint that did
+ * not end is made again from the log. */
 static int flush_log(struct store *store) {
         sqlite3_file *file = NULL;
         int code = sqlite3_file_control(store->db, "main", SQLITE_FCNTL_JOURNAL_POINTER, &file);
 
-        if (code == SQLITE_OK && file && file->pMethods)
-                code = file->pMethods->xSync(file, SQLITE_SYNC_NORMAL);
-        return code == SQLITE_OK ? 0 : store_fail(store, code, "cannot flush the log");
+        if (code == SQLITE_OK && file && file->pMethods) {
+                code = rewrite(file);
+                if (code == SQLITE_OK)
+                        code = file->pMethods->xSync(file, SQLITE_SYNC_NORMAL);
+        }
+        if (code == SQLITE_OK)
+                return 0;
+        return store_set_error(store, -EIO, "%s-wal: cannot flush the log: %s", store->path, sqlite3_errstr(code));
 }
 
 static int open_known(struct store *store, uint64_t real_usec, struct store_info *info) {
@@ -238,7 +265,8 @@ static int open_known(struct store *store, uint64_t real_usec, struct store_info
         r = identify(store, &version);
         if (r != 0)
                 return r;
-        if ((r = check_whole(store)) < 0 || (r = settle(store)) < 0 ||
+        if ((r = check_whole(store)) < 0 || (r = store_schema_check(store, store_schema_steps, version)) < 0 ||
+            (r = settle(store)) < 0 ||
             (r = store_schema_migrate(store, store_schema_steps, version, STORE_SCHEMA_VERSION, real_usec)) < 0 ||
             (r = prepare_all(store)) < 0 || (r = store_schema_read_meta(store, info)) < 0 ||
             (r = flush_log(store)) < 0)

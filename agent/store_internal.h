@@ -26,7 +26,6 @@ enum store_statement {
 enum store_state {
         STORE_IDLE,
         STORE_COMMITTING, /* the turn, the database and `error` belong to the writer thread */
-        STORE_FAILED,     /* the turn is kept for store_retry() */
 };
 
 struct store {
@@ -82,6 +81,9 @@ extern const struct store_step store_schema_steps[STORE_SCHEMA_VERSION];
  * application id and the rows of `meta`. */
 int store_schema_migrate(struct store *store, const struct store_step *steps, uint32_t from, uint32_t to,
                          uint64_t real_usec);
+/* store_schema_check() - is the file's schema just what `steps` make up to `version`? -EBADMSG: it is not, and what
+ * differs first is in store->error. */
+int store_schema_check(struct store *store, const struct store_step *steps, uint32_t version);
 int store_schema_read_meta(struct store *store, struct store_info *info);
 
 /* ---- store_row.c: one operation as a row ---- */

@@ -119,6 +119,69 @@ int store_schema_migrate(struct store *store, const struct store_step *steps, ui
         return r;
 }
 
+/* What SQLite makes by itself: the indexes behind UNIQUE and PRIMARY KEY follow from the tables, statistics hold data. */
+static const char objects_sql[] = "SELECT type || ' ' || name, tbl_name, sql FROM sqlite_master"
+                                  " WHERE NOT (type = 'index' AND sql IS NULL)"
+                                  " AND NOT (type = 'table' AND name LIKE 'sqlite_stat%') ORDER BY type, name, sql";
+
+static bool text_is_same(sqlite3_stmt *one, sqlite3_stmt *other, int column) {
+        const char *a = (const char *)sqlite3_column_text(one, column);
+        const char *b = (const char *)sqlite3_column_text(other, column);
+
+        return a && b && strcmp(a, b) == 0;
+}
+
+/* Both end together, and every row is the same. Out of memory: a difference, which is told and harms nothing. */
+static int compare_objects(struct store *store, sqlite3_stmt *found, sqlite3_stmt *expected) {
+        int found_code, expected_code;
+
+        do {
+                found_code = sqlite3_step(found);
+                expected_code = sqlite3_step(expected);
+                if (found_code != SQLITE_ROW && found_code != SQLITE_DONE)
+                        return store_fail(store, found_code, "cannot read the schema");
+                bool same = found_code == expected_code;
+                for (int column = 0; same && found_code == SQLITE_ROW && column < 3; column++)
+                        same = text_is_same(found, expected, column);
+                if (!same)
+                        return store_set_error(store, -EBADMSG, "%s: its schema is not ours: %.80s", store->path,
+                                               found_code == SQLITE_ROW ? (const char *)sqlite3_column_text(found, 0)
+                                                                        : "something is missing");
+        } while (found_code == SQLITE_ROW);
+        return 0;
+}
+
+static int compare_schema(struct store *store, struct store *model) {
+        sqlite3_stmt *found = NULL, *expected = NULL;
+        int r, code = sqlite3_prepare_v2(store->db, objects_sql, -1, &found, NULL);
+
+        if (code == SQLITE_OK)
+                code = sqlite3_prepare_v2(model->db, objects_sql, -1, &expected, NULL);
+        r = code == SQLITE_OK ? compare_objects(store, found, expected) : store_fail(store, code, "cannot read the schema");
+        sqlite3_finalize(found);
+        sqlite3_finalize(expected);
+        return r;
+}
+
+/* The schema that the steps make, in memory, and the file's beside it. A file whose tables look like ours can still
+ * turn a commit into something else: a unique column "ON CONFLICT REPLACE" lets one operation delete another, in
+ * silence. So everything that stands in the schema must be ours, word for word. */
+int store_schema_check(struct store *store, const struct store_step *steps, uint32_t version) {
+        struct store model = {};
+        int r = 0;
+
+        if (version == 0)
+                return 0;
+        if (sqlite3_open_v2(":memory:", &model.db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL) != SQLITE_OK)
+                r = store_set_error(store, -ENOMEM, "%s: no memory to check its schema", store->path);
+        else if (run_steps(&model, steps, 0, version, 0) < 0)
+                r = store_set_error(store, -ENOMEM, "%s: cannot check its schema: %.200s", store->path, model.error);
+        if (r == 0)
+                r = compare_schema(store, &model);
+        sqlite3_close(model.db);
+        return r;
+}
+
 int store_schema_read_meta(struct store *store, struct store_info *info) {
         int r;
 

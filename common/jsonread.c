@@ -4,15 +4,31 @@
  *
  * A thin layer over json-c's tokener (0.14 to 0.18). Trap: json_tokener_parse_ex() takes a length but still ends at a
  * NUL byte, so bytes with one are refused first; and it reports `json_tokener_continue` for half a document, which must
- * not pass for success.
+ * not pass for success. Another trap: before 0.17 it does not check the allocation of a member's name, and a process
+ * without memory ends there by SIGSEGV. So a document is parsed only when there is plainly room for what it becomes.
  */
 #include "jsonread.h"
 
 #include <json-c/json.h>
 
+#define ROOM_MIN (16 * 1024) /* the tokener and its stack */
+#define ROOM_PER_BYTE 64     /* {"a":1,"b":1,…}: six bytes become a name, a value, and a table that doubles */
+
+static bool has_room(size_t size) {
+        volatile char *room = malloc(ROOM_MIN + size * ROOM_PER_BYTE);
+
+        if (!room)
+                return false;
+        room[0] = 0; /* lest the compiler leaves out both */
+        free((void *)room);
+        return true;
+}
+
 int jsonread_object(struct span text, struct json_object **ret) {
         if (text.size == 0 || text.size > INT_MAX || memchr(text.data, '\0', text.size))
                 return -EBADMSG;
+        if (!has_room(text.size))
+                return -ENOMEM;
         struct json_tokener *tokener = json_tokener_new_ex(JSONREAD_DEPTH_MAX);
         if (!tokener)
                 return -ENOMEM;

@@ -30,6 +30,8 @@ enum metrics_id { /* the table in metrics.c has one row for each, with name, typ
         METRICS_SCAN_PROCESSES,        /* gauge: processes seen in the last scan */
         METRICS_COMMITS,               /* counter */
         METRICS_COMMIT_SECONDS,        /* histogram */
+        METRICS_STORE_FAILING,         /* gauge 0/1: the agent goes on from memory */
+        METRICS_RECORDS_UNWRITTEN,     /* gauge: operations whose record only memory has */
         METRICS_KILL_SECONDS,          /* histogram: command received to kill request sent */
         METRICS_DEATH_SECONDS,         /* histogram: command received to process proved gone */
         METRICS_ID_MAX,

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import harness  # noqa: E402
 
-LOG_LINES = 200
+LOG_LINES = int(os.environ.get("LOG_LINES") or 200)
 
 
 def pytest_collection_modifyitems(items):

@@ -13,7 +13,8 @@
  * Lines on standard output: "ready PID PPID"; of a child that has ended and been reaped "exited PID CODE" or "killed PID SIGNAL".
  *
  * Environment: FAKEJVM_SIGTERM what SIGTERM does: "die" (default), "exit0", "ignore", or a number: exit 143 so many milliseconds later;
- * FAKEJVM_EOF=stay: outlive the end of the input (an orphan); FAKEJVM_REAP=no: leave dead children as zombies.
+ * FAKEJVM_EOF=stay: outlive the end of the input (an orphan); FAKEJVM_REAP=no: leave dead children as zombies;
+ * FAKEJVM_NAME: the name of the process, default "java".
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -184,7 +185,7 @@ int main(void) {
         int wait_msec = -1;
 
         (void)alarm(LIFE_SECONDS);
-        (void)prctl(PR_SET_NAME, "java");
+        (void)prctl(PR_SET_NAME, setting("FAKEJVM_NAME", "java"));
         say("ready", getpid(), getppid());
         while (true) {
                 struct signalfd_siginfo info;

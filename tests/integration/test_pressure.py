@@ -4,9 +4,12 @@ An agent that runs short of something: nothing is lost, and it does not spin.
 """
 import os
 import resource
+import signal
 import time
 
-from harness import until
+import pytest
+
+from harness import CLUSTER, until, wire
 
 
 def cpu_seconds(pid):
@@ -65,3 +68,56 @@ def test_one_kill_at_a_time_after_a_crash(node):
     node.master.clear_faults()
     for operation, driver in zip(operations, drivers):
         node.wait_cancelled(operation, driver)
+
+
+def big_operation(number):
+    """A command's Operation of nearly 16 KiB for a job of its own."""
+    operation = wire.Operation(id=f"big-{number}", description="x" * 15_000)
+    operation.metadata.Pack(wire.CreateJobMetadata(cluster_id=CLUSTER, job_id=f"absent-{number}"))
+    return operation
+
+
+def virtual_bytes(pid):
+    return int(open(f"/proc/{pid}/statm", encoding="ascii").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("room", [0, 2 << 20])
+def test_no_memory_left(node, room):
+    """The address space is full while a flood of cancels comes: the agent goes on, waits for memory, or ends cleanly, and then
+    has them all."""
+    node.start()
+    drivers = [node.run_job(f"j{number}") for number in range(4)]
+    pid = node.agent.process.pid
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (virtual_bytes(pid) + room, hard))
+    mine = [node.cancel(driver.job_id) for driver in drivers[:2]]
+    absent = [big_operation(number) for number in range(300)]
+    for operation in absent:
+        node.plane.inject_cancel(operation, job_id=operation.id.replace("big", "absent"))
+    mine += [node.cancel(driver.job_id) for driver in drivers[2:]]
+    until(lambda: not node.agent.running() or "out of memory" in node.agent.log() or
+          all(node.plane.operation(operation).done for operation in mine), "an end of it")
+    if node.agent.running():
+        resource.prlimit(pid, resource.RLIMIT_AS, (soft, hard))
+    else:
+        assert node.agent.wait_exit() == 1, "a clean failure"
+        node.agent.start()
+    for operation, driver in zip(mine, drivers):
+        node.wait_cancelled(operation, driver)
+    for operation in absent:
+        node.plane.wait_report(operation.id, "NOT_ON_NODE")
+
+
+def test_frozen_for_longer_than_the_heartbeats(node):
+    """SIGSTOP in the midst of a cancel, until the control plane has given the stream up: then it goes on where it was."""
+    node.start()
+    driver = node.run_job("j1", sigterm="ignore")
+    operation = node.cancel("j1")
+    node.master.wait_request("kill", driver.id)
+    node.agent.process.send_signal(signal.SIGSTOP)
+    driver.wait_gone()
+    end = time.monotonic() + 4
+    until(lambda: time.monotonic() > end, "the end of four seconds")
+    node.agent.process.send_signal(signal.SIGCONT)
+    node.wait_cancelled(operation, driver)
+    assert len(driver.kills) == 1

@@ -71,6 +71,51 @@ static void make_faults(void) {
         f->wake_lost = draw_chance();
 }
 
+/* ---- a disk that stops working ---------------------------------------------------------------------------------------------- */
+
+struct outage {
+        enum sim_outage kind;
+        uint64_t length;
+};
+
+static void outage_over(void *argument) {
+        (void)argument;
+        if (!sim_disk_works())
+                TRACE("the disk works again");
+        sim_disk_outage(OUTAGE_NONE);
+}
+
+static void outage_begins(void *argument) {
+        static const char *const names[OUTAGE_MAX] = { "fine", "full", "read-only", "failing", "failing to flush" };
+        const struct outage *o = argument;
+
+        if (!sim_disk_works() || (sim.healed && !sim.faults.only_disk))
+                return;
+        TRACE("the disk is %s for %.1f s", names[o->kind], (double)o->length / 1e6);
+        sim_disk_outage(o->kind);
+        sim_after(o->length, outage_over, NULL);
+}
+
+static void make_outage(uint64_t after, uint64_t length) {
+        struct outage *o = sim_alloc(sizeof *o);
+
+        *o = (struct outage){ (enum sim_outage)sim_between(1, OUTAGE_MAX - 1), length };
+        sim_after(after, outage_begins, o);
+}
+
+/* Several short ones, or few that last; with crashes in between. */
+static void make_outages(void) {
+        uint64_t span = sim.faults_end - sim.time;
+
+        if (sim.faults.only_disk) {
+                make_outage(sim_below(10 * USEC_PER_SEC), sim_between(30, 70) * USEC_PER_MINUTE);
+                return;
+        }
+        for (uint64_t n = sim_chance(300) ? sim_between(1, 4) : 0; n > 0; n--)
+                make_outage(sim_chance(500) ? sim_below(span) : sim_below(60 * USEC_PER_SEC),
+                            sim_spread(100 * USEC_PER_MSEC, 20 * USEC_PER_MINUTE));
+}
+
 static void make_config(void) {
         static char node[] = SIM_NODE, cluster[] = SIM_CLUSTER, endpoint[] = "cp:443", directory[] = "/state";
         static const enum cancel_escalation escalations[] = {
@@ -102,6 +147,12 @@ static void make_deaf_world(void) {
         sim.faults.kill_lost = 950;
         sim.faults.crash_point = (unsigned)base_max_u64(sim.faults.crash_point, 10);
         sim.config.escalation = sim_chance(500) ? CANCEL_ESCALATION_SIGTERM : CANCEL_ESCALATION_SIGKILL;
+}
+
+/* From the first second on nothing fails but the disk, so whatever must happen without faults must happen. */
+static void make_bad_disk(void) {
+        sim.faults = (struct sim_faults){ .only_disk = true };
+        sim.faults_end = sim.time + USEC_PER_SEC;
 }
 
 static void make_operation(unsigned job, uint64_t at) {
@@ -150,8 +201,11 @@ static void stop(void *argument) {
 }
 
 static void step_clock(void *argument) {
+        uint64_t before = sim.wall_offset;
+
         (void)argument;
         sim.wall_offset += sim_chance(500) ? sim_below(5 * USEC_PER_HOUR) : (uint64_t)0 - sim_below(5 * USEC_PER_HOUR);
+        sim.clock_back |= sim.wall_offset < before;
         TRACE("the wall clock is stepped");
 }
 
@@ -192,6 +246,8 @@ static void heal(void *argument) {
         sim_masters_heal();
         sim_world_heal();
         sim_server_heal();
+        if (!sim.faults.only_disk)
+                outage_over(NULL);
 }
 
 static void make_schedule(uint64_t seed, const char *directory) {
@@ -205,12 +261,15 @@ static void make_schedule(uint64_t seed, const char *directory) {
         make_config();
         if (sim_chance(80))
                 make_deaf_world();
+        else if (sim_chance(60))
+                make_bad_disk();
         sim_life_make(directory);
         sim_masters_make();
         sim_world_make();
         make_operations();
         sim_server_make();
         make_life();
+        make_outages();
         sim_after(sim.faults_end - sim.time, heal, NULL);
 }
 

@@ -9,7 +9,7 @@
  * ordered by virtual time; ties are broken by the seed.
  *
  * sim_event.c    agenda, virtual clocks, timers, deferred sources, the worker; log lines
- * sim_disk.c     the SQLite VFS: failing writes and flushes, power cuts
+ * sim_disk.c     the SQLite VFS: failing writes and flushes, outages, power cuts
  * sim_world.c    the truth: jobs, drivers, processes, Workers
  * sim_masters.c  what the masters know of it; spark.h
  * sim_driver.c   driver.h
@@ -163,6 +163,7 @@ struct sim_operation {
         uint64_t kill_worker_ticks;
         bool kill_holds;        /* … and its slot is held */
         int64_t last_sequence;
+        int64_t own_sequence;        /* the same, of what is not lost */
         int64_t owed_sequence;  /* stored and not answered when this life began; 0: handed over since */
         uint8_t *last_bytes;
         size_t last_size;
@@ -171,8 +172,11 @@ struct sim_operation {
         enum cancel_state state;     /* as of the last step */
         bool exists;                 /* the agent has it in memory */
         uint64_t scanned_at;         /* last scan that was fed to it */
+        uint64_t decided_scan;       /* … and when its outcome was decided */
         bool done_seen;
         bool excused;           /* pruned as DONE, and it came again: the configuration keeps too few */
+        bool ahead;             /* a deed was done whose record is not stored, since the disk does not work */
+        bool lost;              /* … and a crash or stop took it: an earlier life did what is not known any more */
 };
 
 /* Chances in permille, times in which faults happen: drawn anew for each schedule. */
@@ -180,6 +184,7 @@ struct sim_faults {
         unsigned request_lost, answer_lost, kill_lost, answer_slow;
         unsigned report_lost, report_rejected, stream_cut;
         unsigned crash_point, commit_slow, commit_stalled, disk_fails;
+        bool only_disk;         /* nothing else fails, and the disk from soon on for long */
         unsigned scan_fails, hold_fails, wake_lost;
 };
 
@@ -192,6 +197,7 @@ struct sim {
         uint64_t server_offset;
         uint64_t faults_end;    /* before it faults happen */
         bool healed;
+        bool clock_back;        /* the node's wall clock was stepped backward */
         struct sim_faults faults;
         struct config config;
 
@@ -267,7 +273,11 @@ void sim_crash_point(void);            /* here the agent may die */
 
 /* ---- sim_disk.c ------------------------------------------------------------------------------------------------------------ */
 
+enum sim_outage { OUTAGE_NONE, OUTAGE_FULL, OUTAGE_READ_ONLY, OUTAGE_EIO, OUTAGE_FLUSH, OUTAGE_MAX };
+
 int sim_disk_init(void);
+void sim_disk_outage(enum sim_outage kind);
+bool sim_disk_works(void);
 void sim_disk_reset(const char *directory);
 void sim_disk_fail(unsigned permille, bool full);
 void sim_disk_die_after(unsigned operations); /* the process dies in the middle: what it writes after is not written */
@@ -346,7 +356,9 @@ void sim_check_signal(struct operation *o, struct sim_process *process, int sign
 void sim_check_leftover_signal(const struct operation *o, const struct sim_process *process, int signal_number);
 void sim_check_report(const char *operation_id, int64_t sequence, bool final, struct span report);
 void sim_check_taken(int64_t revision);
+void sim_check_applied(const struct sim_operation *operation, enum cancel_outcome outcome);
 bool sim_may_be_pruned(const struct sim_operation *operation);
+void sim_check_stopped(void);          /* before the end of a life that was asked to stop */
 void sim_check_loaded(void);           /* after a start: nothing that was acknowledged is lost */
 void sim_check_end(void);
 bool sim_check_all_done(void);

@@ -5,6 +5,11 @@
  * The checker knows the truth: who runs, what a master accepted, what the agent was told. It judges each deed when it
  * is done, against the store as it is on the disk at that moment, and each outcome by the table of docs/contract.md.
  * Every step of the machine passes here (the linker wraps cancel_step()) and is checked against cancel_check().
+ *
+ * While the disk does not work deeds run ahead of their records, and a crash loses what was done. Then the next life
+ * knows what is stored and no more, and is judged by that: it may kill again and report another outcome. What stays:
+ * each decision is true when it is made, the control plane has one outcome, a sequence is never used twice, and no
+ * position is acknowledged that is not stored, so that the command comes again.
  */
 #include "sim.h"
 
@@ -14,6 +19,8 @@ static struct coverage {
         uint64_t events[CANCEL_STATE_MAX][CANCEL_EVENT_TYPE_MAX];
         uint64_t moves[CANCEL_STATE_MAX][CANCEL_STATE_MAX];
         uint64_t outcomes[CANCEL_OUTCOME_MAX];
+        uint64_t kills_ahead, signals_ahead, reports_ahead, outcomes_ahead; /* of a disk that does not work */
+        uint64_t lost, lost_differ, stopped_ahead, scans_in_commit;
 } *coverage;
 
 static void judge_outcome(struct sim_operation *operation, const struct cancel *cancel, const struct cancel_now *now);
@@ -59,8 +66,10 @@ static void note_step(struct sim_operation *operation, const struct cancel *befo
                       const struct cancel_event *event, const struct cancel_now *now) {
         const struct cancel_record *r = &after->record;
 
-        if (event->type == CANCEL_EVENT_SCANNED)
+        if (event->type == CANCEL_EVENT_SCANNED) {
                 operation->scanned_at = sim.time;
+                coverage->scans_in_commit += sim.agent->commit_running;
+        }
         if (r->state == CANCEL_DONE)
                 operation->done_seen = true;
         if ((r->state != CANCEL_KILL && r->state != CANCEL_WAIT) || strcmp(before->record.driver_id, r->driver_id) != 0)
@@ -74,6 +83,7 @@ static void note_step(struct sim_operation *operation, const struct cancel *befo
                 return;
         if (before->record.outcome == CANCEL_OUTCOME_NONE && r->outcome != CANCEL_OUTCOME_NONE) {
                 coverage->outcomes[r->outcome]++;
+                coverage->outcomes_ahead += sim.agent->failing;
                 judge_outcome(operation, after, now);
         }
         if (before->record.state != CANCEL_DONE && r->state == CANCEL_DONE && r->outcome == CANCEL_OUTCOME_NONE)
@@ -233,6 +243,7 @@ static void judge_outcome(struct sim_operation *operation, const struct cancel *
         if (operation->decided != CANCEL_OUTCOME_NONE)
                 wrong(operation, cancel, "a second decision in one life");
         operation->decided = cancel->record.outcome;
+        operation->decided_scan = operation->scanned_at;
         operation->asked_decided = operation->asked;
         if (operation->dry_run && operation->kills > 0)
                 wrong(operation, cancel, "a dry run that killed");
@@ -384,15 +395,20 @@ void sim_check_kill(struct operation *o, const char *driver_id) {
         TRACE("the agent kills %s for %s", driver_id, operation->id);
         check_target(operation, driver_id);
         if (!sim_life_row(operation->id, &row))
-                sim_fail("%s: a kill, and the operation is not stored", operation->id);
-        if (row.kill_requests < (int64_t)operation->kills + 1 && !operation->excused)
-                sim_fail("%s: kill number %u, and %" PRId64 " are stored", operation->id, operation->kills + 1, row.kill_requests);
+                row = (struct sim_row){ .kill_requests = -1 };
+        if (row.kill_requests < (int64_t)operation->kills + 1 && !operation->excused) {
+                if (!sim.agent->failing)
+                        sim_fail("%s: kill number %u, and %" PRId64 " are stored (-1: not even the operation)", operation->id,
+                                 operation->kills + 1, row.kill_requests);
+                coverage->kills_ahead++;
+                operation->ahead = true;
+        }
         if (row.withdrawn && operation->withdrawn_in_time && !operation->excused)
                 sim_fail("%s: a kill, and Withdrawn is stored", operation->id);
         check_pace(operation, process);
         operation->kills++;
         operation->asked++;
-        operation->confirmed = true;
+        operation->confirmed |= row.kill_requests >= 0;
         operation->kill_at = sim.time;
         operation->kill_boot = sim.boot;
         operation->kill_worker_pid = process->worker_pid;
@@ -445,8 +461,12 @@ void sim_check_signal(struct operation *o, struct sim_process *process, int sign
                 sim_fail("%s: signal %d, which is not allowed", operation->id, signal_number);
         if (operation->dry_run || operation->verdict != SIM_VALID)
                 sim_fail("%s: a signal for a command that asks for none", operation->id);
-        if (!sim_life_row(operation->id, &row) || (strcmp(row.escalation, needed) != 0 && strcmp(row.escalation, "SIGKILL") != 0))
-                sim_fail("%s: signal %d before it was stored", operation->id, signal_number);
+        if (!sim_life_row(operation->id, &row) || (strcmp(row.escalation, needed) != 0 && strcmp(row.escalation, "SIGKILL") != 0)) {
+                if (!sim.agent->failing)
+                        sim_fail("%s: signal %d before it was stored", operation->id, signal_number);
+                coverage->signals_ahead++;
+                operation->ahead = true;
+        }
         if (process->alive)
                 operation->signals++;
 }
@@ -486,7 +506,9 @@ enum cancel_outcome sim_report_outcome(struct span report, bool *ret_done, int64
 }
 
 static void check_final(struct sim_operation *operation, enum cancel_outcome outcome, int64_t kills) {
-        if (operation->outcome != CANCEL_OUTCOME_NONE && operation->outcome != outcome)
+        if (operation->outcome != CANCEL_OUTCOME_NONE && operation->outcome != outcome && operation->lost)
+                coverage->lost_differ++;
+        else if (operation->outcome != CANCEL_OUTCOME_NONE && operation->outcome != outcome)
                 sim_fail("%s: two outcomes, %s and %s", operation->id, cancel_outcome_to_text(operation->outcome),
                          cancel_outcome_to_text(outcome));
         operation->outcome = outcome;
@@ -498,7 +520,9 @@ static void check_final(struct sim_operation *operation, enum cancel_outcome out
                 sim_fail("%s: no final outcome: %d", operation->id, (int)outcome);
 }
 
-static void check_sequence(struct sim_operation *operation, int64_t sequence, struct span report) {
+static void check_sequence(struct sim_operation *operation, int64_t sequence, struct span report, bool owed) {
+        if (operation->lost && (sim.clock_back || owed))
+                return; /* the one thing that keeps the lives' sequences apart was taken away; what was stored comes again */
         if (sequence < operation->last_sequence && !sim_may_be_pruned(operation))
                 sim_fail("%s: report %" PRId64 " after %" PRId64, operation->id, sequence, operation->last_sequence);
         if (sequence == operation->last_sequence &&
@@ -506,7 +530,7 @@ static void check_sequence(struct sim_operation *operation, int64_t sequence, st
                 sim_fail("%s: two different reports %" PRId64, operation->id, sequence);
         if (sequence == operation->last_sequence)
                 return;
-        operation->last_sequence = sequence;
+        operation->last_sequence = operation->own_sequence = sequence;
         operation->last_size = report.size;
         operation->last_bytes = sim_alloc(report.size);
         memcpy(operation->last_bytes, report.data, report.size);
@@ -516,28 +540,34 @@ void sim_check_report(const char *operation_id, int64_t sequence, bool final, st
         struct sim_operation *operation = sim_operation_find(operation_id);
         struct sim_row row;
         int64_t sequence_inside, kills;
-        bool done;
+        bool done, stored, owed;
         enum cancel_outcome outcome = sim_report_outcome(report, &done, &sequence_inside, &kills);
 
         if (!operation)
                 sim_fail("%s: a report, and nobody sent this operation", operation_id);
         TRACE("report of %s: %" PRId64 " %s", operation_id, sequence, cancel_outcome_to_text(outcome));
-        if (!sim_life_row(operation_id, &row))
-                sim_fail("%s: a report, and the operation is not stored", operation_id);
-        if (row.report_sequence != sequence || row.report_size != report.size ||
-            memcmp(row.report, report.data, report.size) != 0)
-                sim_fail("%s: report %" PRId64 " (%s) is not stored, %" PRId64 " is", operation_id, sequence,
-                         cancel_outcome_to_text(outcome), row.report_sequence);
+        stored = sim_life_row(operation_id, &row);
+        if (!stored || row.report_sequence != sequence || row.report_size != report.size ||
+            memcmp(row.report, report.data, report.size) != 0) {
+                if (!sim.agent->failing)
+                        sim_fail("%s: report %" PRId64 " (%s) is not stored, %" PRId64 " is", operation_id, sequence,
+                                 cancel_outcome_to_text(outcome), stored ? row.report_sequence : -1);
+                coverage->reports_ahead++;
+                operation->ahead = true;
+        } else {
+                operation->ahead = false;
+        }
         if (done != final || sequence != sequence_inside)
                 sim_fail("%s: the report does not say what it is said to be", operation_id);
+        owed = sequence == operation->owed_sequence;
         if (sequence >= operation->owed_sequence)
                 operation->owed_sequence = 0;
         if (operation->excused)
                 return;
-        check_sequence(operation, sequence, report);
+        check_sequence(operation, sequence, report, owed);
         if (final)
                 check_final(operation, outcome, kills);
-        operation->confirmed = true;
+        operation->confirmed |= stored;
 }
 
 /* ---- nothing is lost ---------------------------------------------------------------------------------------------------------------- */
@@ -563,40 +593,89 @@ void sim_check_taken(int64_t revision) {
         }
 }
 
+/* Nothing that is kept for a disk that works may be left behind by an agent that was asked to stop. */
+void sim_check_stopped(void) {
+        bool works = sim_disk_works() && sim.faults.disk_fails == 0;
+
+        if (sim.agent->unwritten_count > 0 && works)
+                sim_fail("stopped with %zu records unwritten, and the disk works", sim.agent->unwritten_count);
+        coverage->stopped_ahead += sim.agent->unwritten_count > 0;
+}
+
+/* Was more done than is stored? `row` NULL: nothing is. */
+static bool is_behind(const struct sim_operation *operation, const struct sim_row *row) {
+        if (!row)
+                return operation->kills > 0 || operation->signals > 0 || operation->own_sequence > 0;
+        return row->kill_requests < (int64_t)operation->kills || row->report_sequence < operation->own_sequence ||
+               (operation->signals > 0 && strcmp(row->escalation, "NONE") == 0);
+}
+
+/* An earlier life did what its disk did not take: this one knows what is stored, and is judged by that. */
+static void note_loss(struct sim_operation *operation, const struct sim_row *row) {
+        TRACE("lost: what was done for %s (%u kills, report %" PRId64 ")", operation->id, operation->kills,
+              operation->own_sequence);
+        coverage->lost++;
+        operation->lost = true;
+        operation->kills = row ? (unsigned)row->kill_requests : 0;
+        operation->own_sequence = row ? row->report_sequence : 0;
+        if (!row || strcmp(row->escalation, "NONE") == 0)
+                operation->signals = 0;
+        if (row)
+                return;
+        operation->alive_answer = operation->accept_delivered = operation->kill_holds = operation->done_seen = false;
+        operation->escalated_life = 0;
+}
+
+static void check_loaded_row(struct sim_operation *operation, const struct sim_row *row) {
+        operation->done_seen &= strcmp(row->state, "DONE") == 0; /* it may have been in memory only */
+        if (row->report_sequence > row->acknowledged_sequence && strcmp(row->state, "QUARANTINE") != 0 &&
+            strcmp(row->state, "DONE") != 0)
+                operation->owed_sequence = row->report_sequence;
+        if (strcmp(row->outcome, "NONE") != 0)
+                operation->decided = CANCEL_OUTCOME_MAX; /* by an earlier life */
+        if (sim_may_be_pruned(operation))
+                return; /* and have come again */
+        operation->alive_answer = row->master_answered; /* what was not stored it does not know any more */
+        operation->accept_delivered = row->accepted;
+        operation->kill_holds &= row->killed_usec > 0; /* else counted, and perhaps not sent */
+        operation->kill_at = base_min_u64(operation->kill_at, row->killed_usec + sim.boot_at);
+        if (row->kill_requests < (int64_t)operation->kills)
+                sim_fail("%s: %u kills were sent, %" PRId64 " are stored", operation->id, operation->kills, row->kill_requests);
+        if (row->report_sequence < operation->own_sequence)
+                sim_fail("%s: report %" PRId64 " was sent, %" PRId64 " is stored", operation->id, operation->own_sequence,
+                         row->report_sequence);
+        operation->withdrawn_in_time = row->withdrawn && strcmp(row->state, "DONE") == 0 && operation->kills == 0;
+}
+
 void sim_check_loaded(void) {
         for (unsigned i = 0; i < sim.operation_count; i++) {
                 struct sim_operation *operation = &sim.operations[i];
                 struct sim_row row;
+                bool found = sim_life_row(operation->id, &row);
 
                 operation->decided = CANCEL_OUTCOME_NONE;
                 operation->owed_sequence = 0;
                 operation->kill_holds &= operation->kill_boot == sim.boot;
                 operation->withdrawn_in_time = false;
                 operation->refused_since = 0;
-                if (!sim_life_row(operation->id, &row)) {
-                        if (operation->confirmed && !sim_may_be_pruned(operation))
-                                sim_fail("%s: acknowledged and lost", operation->id);
-                        continue;
-                }
-                operation->done_seen &= strcmp(row.state, "DONE") == 0; /* it may have been in memory only */
-                if (row.report_sequence > row.acknowledged_sequence && strcmp(row.state, "QUARANTINE") != 0 &&
-                    strcmp(row.state, "DONE") != 0)
-                        operation->owed_sequence = row.report_sequence;
-                if (strcmp(row.outcome, "NONE") != 0)
-                        operation->decided = CANCEL_OUTCOME_MAX; /* by an earlier life */
-                if (sim_may_be_pruned(operation))
-                        continue; /* and have come again */
-                operation->alive_answer = row.master_answered; /* what was not stored it does not know any more */
-                operation->accept_delivered = row.accepted;
-                operation->kill_holds &= row.killed_usec > 0; /* else counted, and perhaps not sent */
-                operation->kill_at = base_min_u64(operation->kill_at, row.killed_usec + sim.boot_at);
-                if (row.kill_requests < (int64_t)operation->kills)
-                        sim_fail("%s: %u kills were sent, %" PRId64 " are stored", operation->id, operation->kills, row.kill_requests);
-                if (row.report_sequence < operation->last_sequence)
-                        sim_fail("%s: report %" PRId64 " was sent, %" PRId64 " is stored", operation->id, operation->last_sequence,
-                                 row.report_sequence);
-                operation->withdrawn_in_time = row.withdrawn && strcmp(row.state, "DONE") == 0 && operation->kills == 0;
+                if (operation->ahead && (found || !sim_may_be_pruned(operation)) && is_behind(operation, found ? &row : NULL))
+                        note_loss(operation, found ? &row : NULL);
+                operation->ahead = false;
+                if (found)
+                        check_loaded_row(operation, &row);
+                else if (operation->confirmed && !sim_may_be_pruned(operation))
+                        sim_fail("%s: acknowledged and lost", operation->id);
+                else if (!sim_may_be_pruned(operation))
+                        operation->done_seen = false;
         }
+}
+
+/* The control plane takes a final report: what it says of the job must be so. */
+void sim_check_applied(const struct sim_operation *operation, enum cancel_outcome outcome) {
+        const struct sim_process *process = counting_process(operation->job);
+
+        if (outcome == CANCEL_CANCELLED && process && process->started_at <= operation->decided_scan)
+                sim_fail("%s: the control plane calls it CANCELLED, and process %d runs", operation->id, process->pid);
 }
 
 /* ---- the end ---------------------------------------------------------------------------------------------------------------------------- */
@@ -604,12 +683,12 @@ void sim_check_loaded(void) {
 bool sim_check_all_done(void) {
         struct operation *o;
 
-        if (!sim.up || sim.operations_to_come > 0 || !sim_server_quiet())
+        if (!sim.up || sim.operations_to_come > 0 || !sim_server_quiet() || !sim_disk_works())
                 return false;
         TAILQ_FOREACH(o, &sim.agent->all, all_link)
                 if (o->cancel.record.state != CANCEL_DONE)
                         return false;
-        return !sim.agent->commit_running;
+        return !sim.agent->commit_running && !sim.agent->failing && !sim.agent->behind;
 }
 
 static void check_operation_end(const struct sim_operation *operation) {
@@ -629,6 +708,8 @@ static void check_operation_end(const struct sim_operation *operation) {
         if (operation->owed_sequence != 0)
                 sim_fail("%s: report %" PRId64 " was stored, not answered, and not sent again", operation->id,
                          operation->owed_sequence);
+        if (operation->lost) /* of an earlier life's outcome nothing is known here; the control plane has the first */
+                return;
         if (o->cancel.record.outcome != operation->outcome)
                 sim_fail("%s: outcome %s, reported %s", operation->id, cancel_outcome_to_text(o->cancel.record.outcome),
                          cancel_outcome_to_text(operation->outcome));
@@ -644,7 +725,7 @@ void sim_check_end(void) {
         if (sim.agent->open_count != 0)
                 sim_fail("%zu operations are counted open, and none is", sim.agent->open_count);
         if (!TAILQ_EMPTY(&sim.agent->touched) || !TAILQ_EMPTY(&sim.agent->scanning) ||
-            !TAILQ_EMPTY(&sim.agent->committing_list))
+            !TAILQ_EMPTY(&sim.agent->committing_list) || !TAILQ_EMPTY(&sim.agent->unwritten))
                 sim_fail("all is done, and work is left in the lists");
         sim_control_check_end();
 }
@@ -697,6 +778,12 @@ void sim_coverage_print(bool all) {
         if (all)
                 print_events();
         print_moves();
+        (void)printf("ahead of a disk that does not work: %" PRIu64 " kills, %" PRIu64 " signals, %" PRIu64 " reports, %" PRIu64
+                     " outcomes; %" PRIu64 " stops\n", coverage->kills_ahead, coverage->signals_ahead, coverage->reports_ahead,
+                     coverage->outcomes_ahead, coverage->stopped_ahead);
+        (void)printf("operations that a crash took something of: %" PRIu64 "; another outcome after it: %" PRIu64
+                     "; events of scans while a commit ran: %" PRIu64 "\n", coverage->lost, coverage->lost_differ,
+                     coverage->scans_in_commit);
         (void)printf("coverage: %u of %d (state, event) pairs, %u of %u moves\n", pairs,
                      CANCEL_STATE_MAX * CANCEL_EVENT_TYPE_MAX, moves, allowed);
 }

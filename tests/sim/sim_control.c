@@ -598,6 +598,7 @@ static void server_apply(struct report_call *call) {
                 return;
         if (done) {
                 TRACE("server: %s of %s", cancel_outcome_to_text(outcome), operation->id);
+                sim_check_applied(operation, outcome);
                 operation->server_final = true;
                 operation->server_outcome = outcome;
         }

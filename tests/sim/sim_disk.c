@@ -29,6 +29,17 @@ static struct disk_file files[FILES_MAX];
 static sqlite3_vfs *real_vfs, vfs;
 static unsigned fail_permille, operations_left = UINT_MAX;
 static bool fail_full;
+static enum sim_outage outage;
+
+enum { CLEAN, DIRTY, STUCK }; /* a sector: as flushed; to be flushed; not flushed, and taken for clean */
+
+void sim_disk_outage(enum sim_outage kind) {
+        outage = kind;
+}
+
+bool sim_disk_works(void) {
+        return outage == OUTAGE_NONE;
+}
 
 void sim_disk_fail(unsigned permille, bool full) {
         fail_permille = permille;
@@ -58,6 +69,17 @@ static bool fails(void) {
         return fail_permille > 0 && sim_chance(fail_permille);
 }
 
+/* A full disk still takes a block that is written over itself (not on a file system that copies on write; there the
+ * store starts all the same, and only what a flush that failed had left is then at stake). */
+static bool is_rewrite(const struct disk_file *disk, const void *bytes, size_t size, size_t at) {
+        return disk && at + size <= disk->size && memcmp(disk->present + at, bytes, size) == 0;
+}
+
+static bool write_fails(bool rewrites, bool *ret_full) {
+        *ret_full = outage == OUTAGE_FULL || (outage == OUTAGE_NONE && fail_full);
+        return (outage == OUTAGE_FULL && !rewrites) || outage == OUTAGE_READ_ONLY || outage == OUTAGE_EIO || fails();
+}
+
 /* ---- what is on the disk ------------------------------------------------------------------------------------------------ */
 
 static void disk_grow(struct disk_file *disk, size_t size) {
@@ -84,7 +106,7 @@ static void disk_write(struct disk_file *disk, const void *bytes, size_t size, s
         disk_grow(disk, at + size);
         memcpy(disk->present + at, bytes, size);
         if (size > 0)
-                memset(disk->dirty + at / SECTOR, 1, (at + size - 1) / SECTOR - at / SECTOR + 1);
+                memset(disk->dirty + at / SECTOR, DIRTY, (at + size - 1) / SECTOR - at / SECTOR + 1);
         disk->size = base_max_u64(disk->size, at + size);
         disk->any_dirty = true;
 }
@@ -102,14 +124,23 @@ static void disk_flush(struct disk_file *disk) {
 
         if (!disk->any_dirty)
                 return;
+        disk->any_dirty = false;
         for (size_t i = 0; i < sectors; i++) {
-                if (!disk->dirty[i])
+                disk->any_dirty |= disk->dirty[i] == STUCK;
+                if (disk->dirty[i] != DIRTY)
                         continue;
                 memcpy(disk->flushed + i * SECTOR, disk->present + i * SECTOR, SECTOR);
-                disk->dirty[i] = 0;
+                disk->dirty[i] = CLEAN;
         }
         disk->flushed_size = disk->size;
-        disk->any_dirty = false;
+}
+
+static void disk_flush_fails(struct disk_file *disk) {
+        size_t sectors = (base_max_u64(disk->size, disk->flushed_size) + SECTOR - 1) / SECTOR;
+
+        for (size_t i = 0; i < sectors; i++)
+                if (disk->dirty[i] == DIRTY)
+                        disk->dirty[i] = STUCK;
 }
 
 /* store writes to these files behind SQLite's back as well (and flushes then): take in what is there. */
@@ -186,12 +217,13 @@ static int file_read(sqlite3_file *base, void *bytes, int size, sqlite3_int64 at
 
 static int file_write(sqlite3_file *base, const void *bytes, int size, sqlite3_int64 at) {
         struct file *file = (struct file *)base;
+        bool full;
         int code;
 
         if (is_dead())
                 return SQLITE_IOERR_WRITE;
-        if (fails())
-                return fail_full ? SQLITE_FULL : SQLITE_IOERR_WRITE;
+        if (write_fails(is_rewrite(file->disk, bytes, (size_t)size, (size_t)at), &full))
+                return full ? SQLITE_FULL : SQLITE_IOERR_WRITE;
         code = file->real->pMethods->xWrite(file->real, bytes, size, at);
         if (code == SQLITE_OK && file->disk)
                 disk_write(file->disk, bytes, (size_t)size, (size_t)at);
@@ -202,7 +234,7 @@ static int file_truncate(sqlite3_file *base, sqlite3_int64 size) {
         struct file *file = (struct file *)base;
         int code;
 
-        if (is_dead() || fails())
+        if (is_dead() || outage == OUTAGE_READ_ONLY || outage == OUTAGE_EIO || fails())
                 return SQLITE_IOERR_TRUNCATE;
         code = file->real->pMethods->xTruncate(file->real, size);
         if (code == SQLITE_OK && file->disk)
@@ -214,8 +246,13 @@ static int file_sync(sqlite3_file *base, int flags) {
         struct file *file = (struct file *)base;
 
         (void)flags;
-        if (is_dead() || fails())
+        if (is_dead())
                 return SQLITE_IOERR_FSYNC;
+        if (outage == OUTAGE_EIO || outage == OUTAGE_FLUSH || fails()) {
+                if (file->disk)
+                        disk_flush_fails(file->disk);
+                return SQLITE_IOERR_FSYNC;
+        }
         if (file->disk)
                 disk_flush(file->disk);
         return SQLITE_OK;
@@ -354,5 +391,6 @@ void sim_disk_reset(const char *directory) {
                 files[i] = (struct disk_file){ 0 };
         }
         sim_disk_revive();
+        outage = OUTAGE_NONE;
         sqlite3_randomness(0, NULL);
 }

@@ -89,7 +89,7 @@ static bool open_store(struct store_info *info) {
         r = store_open_reserved(&sim_event, state_directory, event_real_usec(&sim_event), RESERVE_PAGES, info, error,
                                 sizeof error, &sim.store);
         sim_disk_fail(0, false);
-        if (r < 0 && sim_faulty()) {
+        if (r < 0 && (sim_faulty() || !sim_disk_works())) {
                 TRACE("the store cannot be opened: %s", error);
                 sim_after(USEC_PER_SEC, sim_life_start, NULL);
                 return false;
@@ -191,6 +191,7 @@ static uint64_t time_down(void) {
 
 static void stop_life(void) {
         TRACE("---- stopped");
+        sim_check_stopped();
         free_parts();
         sim.store = store_close(sim.store);
         sim_after(time_down(), sim_life_start, NULL);

@@ -408,12 +408,6 @@ static inline int commit(struct fixture *f, struct store_turn *turn) {
         return f->result;
 }
 
-static inline int retry(struct fixture *f) {
-        CHECK(store_retry(f->store) == 0);
-        CHECK(event_run(f->event) == 0);
-        return f->result;
-}
-
 static inline struct store_turn *new_turn(struct fixture *f) {
         struct store_turn *turn;
 
