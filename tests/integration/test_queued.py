@@ -39,10 +39,11 @@ def test_queued_driver_that_is_placed_here_before_its_kill(node):
     """It becomes an ordinary driver of this node."""
     start(node)
     driver_id = add(node, "SUBMITTED")
-    node.master.fault("status", "kill", code=503, count=2)
+    node.master.fault("status", "kill", code=503, count=None)
     operation = node.cancel("j1")
     node.master.wait_request("kill", driver_id, timeout=LIMIT)
     driver = node.start_driver("j1", driver_id)
+    node.master.clear_faults()
     node.wait_cancelled(operation, driver)
 
 
