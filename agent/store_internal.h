@@ -109,6 +109,9 @@ void store_files_rest_log(struct store *store);
 void store_files_close(struct store *store);
 
 /* ---- store_reserve.c: commits on a full disk ---- */
+/* Filled and dropped again at once, which leaves its pages free. A cut between the two leaves it in the schema, until
+ * the next reserve is made. */
+#define STORE_RESERVE_TABLE "CREATE TABLE reserve (bytes BLOB)"
 /* store_reserve_configure() - the log's length, and how much of it is used before it is emptied. */
 int store_reserve_configure(struct store *store);
 /* store_reserve_open() - at start; returns whether the reserve is whole. */

@@ -56,7 +56,7 @@ static int fill(struct store *store) {
                  store->reserve_pages, ROW_BYTES);
         if ((r = store_exec(store, "BEGIN IMMEDIATE", "cannot begin")) < 0 ||
             (r = store_exec(store, "DROP TABLE IF EXISTS reserve", "cannot drop the reserve")) < 0 ||
-            (r = store_exec(store, "CREATE TABLE reserve (bytes BLOB)", "cannot make the reserve")) < 0 ||
+            (r = store_exec(store, STORE_RESERVE_TABLE, "cannot make the reserve")) < 0 ||
             (r = store_exec(store, sql, "cannot fill the reserve")) < 0 ||
             (r = store_exec(store, "COMMIT", "cannot store the reserve")) < 0)
                 return r;

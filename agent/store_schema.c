@@ -119,10 +119,12 @@ int store_schema_migrate(struct store *store, const struct store_step *steps, ui
         return r;
 }
 
-/* What SQLite makes by itself: the indexes behind UNIQUE and PRIMARY KEY follow from the tables, statistics hold data. */
+/* Not what SQLite makes by itself: the indexes behind UNIQUE and PRIMARY KEY follow from the tables, statistics hold
+ * data. Nor the reserve, which a cut may have left behind. */
 static const char objects_sql[] = "SELECT type || ' ' || name, tbl_name, sql FROM sqlite_master"
                                   " WHERE NOT (type = 'index' AND sql IS NULL)"
-                                  " AND NOT (type = 'table' AND name LIKE 'sqlite_stat%') ORDER BY type, name, sql";
+                                  " AND NOT (type = 'table' AND name LIKE 'sqlite_stat%')"
+                                  " AND NOT (type = 'table' AND sql = '" STORE_RESERVE_TABLE "') ORDER BY type, name, sql";
 
 static bool text_is_same(sqlite3_stmt *one, sqlite3_stmt *other, int column) {
         const char *a = (const char *)sqlite3_column_text(one, column);
@@ -131,7 +133,12 @@ static bool text_is_same(sqlite3_stmt *one, sqlite3_stmt *other, int column) {
         return a && b && strcmp(a, b) == 0;
 }
 
-/* Both end together, and every row is the same. Out of memory: a difference, which is told and harms nothing. */
+static bool ran_out_of_memory(sqlite3_stmt *one, sqlite3_stmt *other) {
+        return sqlite3_errcode(sqlite3_db_handle(one)) == SQLITE_NOMEM ||
+               sqlite3_errcode(sqlite3_db_handle(other)) == SQLITE_NOMEM;
+}
+
+/* Both end together, and every row is the same. */
 static int compare_objects(struct store *store, sqlite3_stmt *found, sqlite3_stmt *expected) {
         int found_code, expected_code;
 
@@ -140,9 +147,13 @@ static int compare_objects(struct store *store, sqlite3_stmt *found, sqlite3_stm
                 expected_code = sqlite3_step(expected);
                 if (found_code != SQLITE_ROW && found_code != SQLITE_DONE)
                         return store_fail(store, found_code, "cannot read the schema");
+                if (expected_code != SQLITE_ROW && expected_code != SQLITE_DONE)
+                        return store_fail(store, expected_code, "cannot make the schema to compare with");
                 bool same = found_code == expected_code;
                 for (int column = 0; same && found_code == SQLITE_ROW && column < 3; column++)
                         same = text_is_same(found, expected, column);
+                if (!same && ran_out_of_memory(found, expected))
+                        return store_fail(store, SQLITE_NOMEM, "cannot check the schema");
                 if (!same)
                         return store_set_error(store, -EBADMSG, "%s: its schema is not ours: %.80s", store->path,
                                                found_code == SQLITE_ROW ? (const char *)sqlite3_column_text(found, 0)

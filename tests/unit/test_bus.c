@@ -64,7 +64,7 @@ static void test_status_and_properties(void **state) {
                 assert_true(sd_bus_message_exit_container(reply) > 0);
                 keys++;
         }
-        assert_int_equal(keys, 11);
+        assert_int_equal(keys, 13);
         sd_bus_message_unref(reply);
 
         assert_true(sd_bus_get_property_string(bus, NULL, BUS_PATH, BUS_NAME, "Node", &error, &value) >= 0);
