@@ -548,7 +548,6 @@ static enum driver_match operation_match(struct operation *o, struct driver_foun
         const struct driver_found after = {
                 .pid = aside->pid,
                 .start_ticks = aside->start_ticks,
-                .worker_pid = aside->worker_pid,
         };
         enum driver_match match = driver_match(o->agent->driver, o->job_id, aside->pid > 0 ? &after : NULL, ret);
 

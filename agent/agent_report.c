@@ -147,6 +147,13 @@ static int message_of_kills(const struct cancel_record *r, struct buffer *out) {
         return 0;
 }
 
+static int message_of_signals(const struct operation *o, struct buffer *out) {
+        if (!o->cancel.denied)
+                return 0;
+        return buffer_append_format(out, " This agent was not permitted to signal process %" PRId32 ": it has lost CAP_KILL, or "
+                                    "does not run as the drivers' user any more.", o->cancel.record.process.pid);
+}
+
 /* All leftovers by name, as far as there is room; the journal names them, too. */
 static int message_of_leftovers(const struct operation *o, struct buffer *out) {
         const struct cancel_record *r = &o->cancel.record;
@@ -172,6 +179,8 @@ static int report_message(struct operation *o, bool final) {
         r = message_of_end(o, &text);
         if (r == 0)
                 r = message_of_kills(&o->cancel.record, &text);
+        if (r == 0)
+                r = message_of_signals(o, &text);
         if (r == 0 && o->message && o->cancel.record.outcome != CANCEL_INVALID_COMMAND)
                 r = buffer_append_format(&text, " Before it: %s.", o->message);
         if (r == 0)

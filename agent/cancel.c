@@ -162,7 +162,7 @@ static bool same_worker(const struct cancel_process *a, const struct cancel_proc
 /* Spark will not kill the driver that this process says it is. Perhaps another process of the job is the real one. A
  * pass that found none is not made again before this one had its time, escalation included. */
 static void look_for_another(struct cancel *c, struct cancel_update *u, const struct cancel_now *now) {
-        if (c->record.state != CANCEL_KILL || !c->driver_held || c->killing || c->looking)
+        if (c->record.state != CANCEL_KILL || !c->driver_held || c->kill_due || c->killing || c->looking)
                 return;
         if (c->looked && now->usec < c->look_usec)
                 return;
@@ -428,7 +428,7 @@ static void on_status(struct cancel *c, const struct cancel_config *config, cons
                 cancel_settle_suspect(c, e, now, u);
                 return;
         }
-        if (cancel_is_asking_kills(c->record.state) && !c->killing && !c->wants_slot &&
+        if (cancel_is_asking_kills(c->record.state) && !c->kill_due && !c->killing && !c->wants_slot &&
             now->usec >= base_usec_add(c->record.killed_usec, config->kill_retry_usec))
                 cancel_release_slot(c, u); /* held since a restart for a kill that is over */
         switch (e->answer) {
@@ -502,7 +502,7 @@ static void kill_unknown(struct cancel *c, const struct cancel_config *config, c
 
 static void on_kill_answered(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                              const struct cancel_now *now, struct cancel_update *u) {
-        if (!is_working(c->record.state) || !c->killing || c->kill_planned)
+        if (!is_working(c->record.state) || !c->killing)
                 return;
         c->killing = false;
         if (e->asked != 1) { /* one was counted before it went out */
@@ -555,14 +555,15 @@ static void on_slot(struct cancel *c, struct cancel_update *u) {
         }
         c->wants_slot = false;
         cancel_plan_kill(c, u); /* nothing to store when it was counted before */
-        c->killing = true;
+        c->kill_due = true;
         u->act |= CANCEL_ACT_KILL;
 }
 
 static void on_kill_sent(struct cancel *c, const struct cancel_now *now) {
-        if (!c->killing || !c->kill_planned)
+        if (!c->kill_due)
                 return;
-        c->kill_planned = false;
+        c->kill_planned = c->kill_due = false;
+        c->killing = true;
         c->record.killed_usec = now->usec; /* stored with what comes next */
 }
 

@@ -102,11 +102,15 @@ struct cancel {
         bool kill_planned;       /* the last counted kill request has not been sent */
         bool wants_slot;         /* waits for its turn at the worker */
         bool asking;             /* a status question is in flight */
-        bool killing;            /* a kill request is in flight, or decided on (then kill_planned, too) */
+        bool kill_due;           /* it has its turn: CANCEL_ACT_KILL waits for its commit */
+        bool killing;            /* a kill request is in flight */
         bool denied;             /* the process could not be signalled: no right to */
         bool looking;            /* KILL: a scan was asked for, for another process of the job */
         bool looked;             /* KILL: … and there was none behind this one; not again before look_usec */
         uint32_t asides;         /* processes that this pass has set aside */
+        bool passed;             /* SETTLE: the pass has come to its end; what came meanwhile stands at its head */
+        bool unresolved;         /* SETTLE: one that was set aside is neither ours nor another's, as far as Spark says */
+        struct cancel_process head; /* SETTLE: the newest process that this pass has seen */
         uint32_t kills_before;   /* kill requests that were for earlier drivers */
         enum cancel_escalation signalled; /* of record.escalation: what is known to be sent, or was before a restart */
         struct cancel_process aside; /* the scan offers what stands behind this process; pid 0: the first */

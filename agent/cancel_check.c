@@ -118,7 +118,7 @@ static const char *check_acts(const struct cancel *before, const struct cancel *
                         return "a kill for a driver whose place is not proved";
                 if (after->record.dry_run)
                         return "a kill in a dry run";
-                if (after->record.kill_requests == 0 || !after->kill_planned || !after->killing)
+                if (after->record.kill_requests == 0 || !after->kill_planned || !after->kill_due)
                         return "a kill that was not counted";
         }
         if ((update->act & (CANCEL_ACT_TERM | CANCEL_ACT_FORCE)) &&

@@ -90,6 +90,7 @@ void cancel_want_slot(struct cancel *c, struct cancel_update *u);
 void cancel_release_slot(struct cancel *c, struct cancel_update *u);
 void cancel_report_progress(struct cancel *c, struct cancel_update *u, enum cancel_outcome progress);
 
+void cancel_set_driver(struct cancel *c, const char *driver_id);
 void cancel_begin_kill(struct cancel *c, const struct cancel_found *found, struct cancel_update *u);
 void cancel_hold_process(struct cancel *c, const struct cancel_found *found, struct cancel_update *u);
 void cancel_begin_term(struct cancel *c, const struct cancel_config *config, const struct cancel_now *now,

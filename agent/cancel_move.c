@@ -44,8 +44,9 @@ void cancel_ask_scan(struct cancel *c, struct cancel_update *u) {
 }
 
 void cancel_pass_begin(struct cancel *c) {
-        c->aside = (struct cancel_process){ 0 };
+        c->aside = c->head = (struct cancel_process){ 0 };
         c->asides = 0;
+        c->passed = c->unresolved = false;
 }
 
 /* Any process of the drivers' user can say that it is a driver of this job. Those that are none must not hide the one
@@ -69,7 +70,7 @@ void cancel_release_slot(struct cancel *c, struct cancel_update *u) {
 
 void cancel_want_slot(struct cancel *c, struct cancel_update *u) {
         c->retry_usec = USEC_NEVER;
-        if (c->wants_slot || c->killing)
+        if (c->wants_slot || c->kill_due || c->killing)
                 return;
         c->wants_slot = true;
         u->change |= CANCEL_SLOT_WANTED;
@@ -83,12 +84,11 @@ void cancel_plan_kill(struct cancel *c, struct cancel_update *u) {
         u->durable = true;
 }
 
-static void unplan_kill(struct cancel *c, struct cancel_update *u) {
+static void unplan_kill(struct cancel *c) {
         if (!c->kill_planned)
                 return;
-        c->kill_planned = c->killing = false;
+        c->kill_planned = c->kill_due = false;
         c->record.kill_requests--;
-        u->durable = true;
 }
 
 /* Not a smaller one than was sent. */
@@ -100,12 +100,6 @@ void cancel_plan_signal(struct cancel *c, struct cancel_update *u, enum cancel_e
         u->durable = true;
 }
 
-static void unplan_signals(struct cancel *c, struct cancel_update *u) {
-        if (c->record.escalation == c->signalled)
-                return;
-        c->record.escalation = c->signalled;
-        u->durable = true;
-}
 
 /* ---- moves ------------------------------------------------------------------------------------------------------ */
 
@@ -115,9 +109,10 @@ static void release_driver(struct cancel *c, struct cancel_update *u) {
         c->driver_held = false;
 }
 
+/* Whoever calls it goes to another state, and so stores it. */
 static void leave(struct cancel *c, struct cancel_update *u) {
-        unplan_kill(c, u);
-        unplan_signals(c, u);
+        unplan_kill(c);
+        c->record.escalation = c->signalled; /* what was not sent did not end it */
         release_driver(c, u);
         cancel_release_slot(c, u);
         cancel_stop_timers(c);
@@ -147,7 +142,7 @@ void cancel_report_progress(struct cancel *c, struct cancel_update *u, enum canc
 
 /* Another driver of the job. What Spark was asked about the one before says nothing about it: answers that are still
  * on their way are not believed, and a kill that was accepted was not for it. */
-static void set_driver(struct cancel *c, const char *driver_id) {
+void cancel_set_driver(struct cancel *c, const char *driver_id) {
         if (strcmp(c->record.driver_id, driver_id) == 0)
                 return;
         base_text_copy(c->record.driver_id, sizeof c->record.driver_id, driver_id);
@@ -156,7 +151,7 @@ static void set_driver(struct cancel *c, const char *driver_id) {
         c->record.ended_usec = c->record.ended_real_usec = 0;
         c->record.leftover_processes = 0;
         c->kills_before = cancel_kills_sent(c);
-        c->placed_here = c->asking = c->killing = false;
+        c->placed_here = c->asking = c->kill_due = c->killing = false;
 }
 
 /* escalate_after begins anew: a process that has just come is asked to go through Spark before it is signalled. */
@@ -176,7 +171,7 @@ void cancel_hold_process(struct cancel *c, const struct cancel_found *found, str
 void cancel_begin_kill(struct cancel *c, const struct cancel_found *found, struct cancel_update *u) {
         if (c->record.state == CANCEL_KILL)
                 cancel_release_slot(c, u);
-        set_driver(c, found->driver_id);
+        cancel_set_driver(c, found->driver_id);
         cancel_stop_timers(c);
         c->attempts = c->unknown_answers = 0;
         c->refused_usec = 0;
@@ -201,6 +196,8 @@ void cancel_begin_term(struct cancel *c, const struct cancel_config *config, con
         c->looking = c->looked = false;
         cancel_set_state(c, u, CANCEL_TERM);
         cancel_plan_signal(c, u, CANCEL_ESCALATION_SIGTERM);
+        if (!c->killing && !c->kill_due && !c->wants_slot && !c->asking && c->retry_usec == USEC_NEVER && c->ask_usec == USEC_NEVER)
+                c->retry_usec = base_usec_add(now->usec, config->kill_retry_usec); /* it was refused: later again */
         if (config->escalation == CANCEL_ESCALATION_SIGKILL)
                 c->force_usec = base_usec_add(now->usec, config->force_after_usec);
 }
@@ -237,7 +234,7 @@ void cancel_back_to_search(struct cancel *c, const struct cancel_config *config,
         bool proved = c->driver_held;
 
         leave(c, u);
-        set_driver(c, "");
+        cancel_set_driver(c, "");
         c->record.process = (struct cancel_process){ 0 };
         c->record.escalation = c->signalled = CANCEL_ESCALATION_NONE;
         c->record.supervised = false;

@@ -4,9 +4,8 @@
  *
  * Facts are gathered elsewhere; here alone they become an outcome, by the rows of the contract's table. The last scan
  * decides whether the job has come back. It may offer a process that only says so: in SETTLE Spark is asked where that
- * one's driver is before the ended driver is given up for it (`suspect`). Placed here, it is killed like the first; placed
- * elsewhere, or an orphan that Spark does not know, it is set aside and the scan goes on behind it. While a suspect is
- * neither, nothing is concluded: CANCELLED means that none is left.
+ * one's driver is before the record of the ended driver is given up for it (`suspect`): that must not be lost to a process
+ * that turns out to be nobody's.
  */
 #include "cancel_internal.h"
 
@@ -228,6 +227,8 @@ static void suspect(struct cancel *c, const struct cancel_found *found, const st
         cancel_ask_status(c, u);
 }
 
+/* Of three kinds: placed on this node's Worker, it is killed like the first. Placed elsewhere, or an orphan that Spark does
+ * not know, it is none of ours. Else it is neither: it may be one, and holds up the outcome until it ends. */
 void cancel_settle_suspect(struct cancel *c, const struct cancel_event *e, const struct cancel_now *now,
                            struct cancel_update *u) {
         struct cancel_found found = c->suspect;
@@ -238,19 +239,28 @@ void cancel_settle_suspect(struct cancel *c, const struct cancel_event *e, const
                 return;
         }
         c->attempts = 0;
-        if (known ? !e->elsewhere : !found.orphan) {
+        if (known && e->here) {
                 cancel_begin_kill(c, &found, u);
                 return;
         }
+        c->unresolved |= known ? !e->elsewhere : !found.orphan;
         c->suspect = (struct cancel_found){ 0 };
         cancel_set_aside(c, &found.process, now, u);
+}
+
+/* It came back and there is no time left. */
+static void found_too_late(struct cancel *c, const struct cancel_found *found, struct cancel_update *u) {
+        cancel_set_driver(c, found->driver_id);
+        c->record.process = found->process;
+        c->record.escalation = c->signalled = CANCEL_ESCALATION_NONE;
+        cancel_conclude(c, u, CANCEL_DEADLINE_EXCEEDED);
 }
 
 static void found_in_settle(struct cancel *c, const struct cancel_found *found, const struct cancel_now *now,
                             struct cancel_update *u) {
         c->scanned = false;
-        if (now->usec >= c->record.deadline_usec) /* it came back and there is no time left */
-                cancel_conclude(c, u, CANCEL_DEADLINE_EXCEEDED);
+        if (now->usec >= c->record.deadline_usec)
+                found_too_late(c, found, u);
         else if (cancel_same_process(&found->process, &c->record.process))
                 c->scan_usec = now->usec + TAKEN_DOWN_USEC;
         else if (strcmp(found->driver_id, c->record.driver_id) == 0)
@@ -259,9 +269,34 @@ static void found_in_settle(struct cancel *c, const struct cancel_found *found, 
                 suspect(c, found, now, u);
 }
 
+static bool is_newer(const struct cancel_process *a, const struct cancel_process *b) {
+        return a->start_ticks > b->start_ticks || (a->start_ticks == b->start_ticks && a->pid > b->pid);
+}
+
+/* Where does the pass stand after this scan? True: at its end. Asking about one after the other takes time, in which
+ * others may start, so it ends when its head is still the newest. */
+static bool pass_is_over(struct cancel *c, const struct cancel_event *e, struct cancel_update *u) {
+        bool found = e->scan == CANCEL_SCAN_PROCESS;
+
+        if (found && is_newer(&e->found.process, &c->head))
+                c->head = e->found.process;
+        else if (!found || c->passed) {
+                c->passed = true;
+                if (c->aside.pid == 0)
+                        return true;
+                c->aside = (struct cancel_process){ 0 };
+                cancel_ask_scan(c, u);
+        }
+        return false;
+}
+
 void cancel_settle_scanned(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                            const struct cancel_now *now, struct cancel_update *u) {
-        if (e->scan == CANCEL_SCAN_PROCESS) {
+        bool over = pass_is_over(c, e, u), unresolved = c->unresolved;
+
+        if (u->ask & CANCEL_ASK_SCAN)
+                return;
+        if (!over) {
                 found_in_settle(c, &e->found, now, u);
                 return;
         }
@@ -270,7 +305,9 @@ void cancel_settle_scanned(struct cancel *c, const struct cancel_config *config,
                 c->asking = false;
         }
         cancel_pass_begin(c);
-        c->scanned = true;
+        c->scanned = !unresolved;
+        if (unresolved)
+                c->scan_usec = base_usec_add(now->usec, POLL_USEC);
         note_leftovers(c, e, now, u);
         cancel_settle_evaluate(c, config, now, u);
         if (c->record.state == CANCEL_SETTLE && now->usec >= c->record.deadline_usec)

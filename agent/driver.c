@@ -131,10 +131,7 @@ static const struct driver_process *find_first(const struct driver_table *table,
 /* is_behind() - does this process stand behind `after` in its job's order? See compare_by_job(). */
 static bool is_behind(const struct driver_process *process, const struct driver_found *after) {
         const struct driver_found *found = &process->found;
-        bool after_orphan = after->worker_pid == 0;
 
-        if (process->orphan != after_orphan)
-                return process->orphan;
         if (found->start_ticks != after->start_ticks)
                 return found->start_ticks < after->start_ticks;
         return found->pid < after->pid;

@@ -60,10 +60,10 @@ int driver_scan(struct driver *driver);
 uint32_t driver_scan_size(const struct driver *driver); /* processes seen in the last pass */
 
 /* driver_match() - what the last scan says of `job_id`: the first of its processes, in a fixed order, that stands behind
- * `after` (pid, start_ticks, worker_pid; NULL: of all). Any process of the drivers' user can claim to be a driver of any
- * job, so a caller that finds one to be none goes on with the next: none hides another. Those under a Worker go before
- * orphans, the newest before older ones. Contested ones are passed over; CONTESTED says that nothing else is left, and
- * `ret` is one of them. O(log n), and the number of the job's own processes. */
+ * `after` (pid, start_ticks; NULL: of all). Any process of the drivers' user can claim to be a driver of any job, so a
+ * caller that finds one to be none goes on with the next: none hides another. The newest comes first, so what starts later
+ * stands before all that was seen. Contested ones are passed over; CONTESTED says that nothing else is left, and `ret` is
+ * one of them. O(log n), and the number of the job's own processes. */
 enum driver_match driver_match(const struct driver *driver, const char *job_id, const struct driver_found *after,
                                struct driver_found *ret);
 

@@ -78,8 +78,6 @@ uint32_t driver_scan_size(const struct driver *driver) {
 
 /* Does `a` stand before `b` in the order of a job's processes? */
 static bool is_before(const struct driver_found *a, const struct driver_found *b) {
-        if ((a->worker_pid == 0) != (b->worker_pid == 0))
-                return b->worker_pid == 0;
         if (a->start_ticks != b->start_ticks)
                 return a->start_ticks > b->start_ticks;
         return a->pid > b->pid;
@@ -190,6 +188,9 @@ int driver_signal(struct driver_hold *hold, int signal_number) {
         sim_check_signal(hold->userdata, hold->process, signal_number);
         if (!hold->process->alive || hold->seen)
                 return -ESRCH;
+        if (sim_fault(sim.faults.signal_denied))
+                return -EPERM;
+        sim_check_signalled(hold->userdata, hold->process);
         TRACE("the agent sends signal %d to process %d", signal_number, hold->process->pid);
         sim_process_signal(hold->process, signal_number);
         sim_crash_point();

@@ -192,6 +192,321 @@ static void test_leftovers_and_a_driver_that_comes_back(void **state) {
         assert_int_equal(b.cancel.record.leftover_processes, 0); /* counted again at its end */
 }
 
+/* ---- several processes of one job -------------------------------------------------------------------------------- */
+
+static void found_elsewhere(struct bench *b, int pid, const char *driver_id) {
+        feed_scan_process(b, pid, driver_id, false);
+        feed_status(b, CANCEL_WORD_RUNNING, false);
+        assert_int_equal(b->cancel.aside.pid, pid);
+}
+
+/* The newest says that it is a driver of another node: the search goes on behind it, at once, and finds the real one. */
+static void test_decoy_does_not_hide_the_driver(void **state) {
+        struct bench b = begin(false, &config);
+        (void)state;
+
+        for (int i = 0; i < 10; i++) {
+                found_elsewhere(&b, 900 - i, "driver-9");
+                assert_state(&b, SEARCH);
+                assert_int_equal(b.update.ask, CANCEL_ASK_SCAN);
+                assert_int_equal(b.cancel.record.progress, CANCEL_OUTCOME_NONE);
+        }
+        feed_scan_process(&b, 100, "driver-1", false);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        assert_int_equal(b.update.act, CANCEL_ACT_KILL);
+        assert_int_equal(b.cancel.record.kill_requests, 1);
+}
+
+/* Any number of them costs no more than ten questions a second, and the pass begins anew at its end. */
+static void test_many_decoys_are_asked_about_at_a_pace(void **state) {
+        struct bench b = begin(false, &config);
+        (void)state;
+
+        for (int i = 0; i < 16; i++)
+                found_elsewhere(&b, 900 - i, "driver-9");
+        found_elsewhere(&b, 800, "driver-9");
+        assert_int_equal(b.update.ask, 0);
+        assert_int_equal(b.update.wake_usec, b.now + SEC / 10);
+        pass(&b, b.now + SEC / 10);
+        assert_int_equal(b.update.ask, CANCEL_ASK_SCAN);
+        feed_scan_none(&b);
+        assert_int_equal(b.cancel.aside.pid, 0);
+        assert_int_equal(b.cancel.record.progress, CANCEL_NOT_ON_NODE);
+        found_elsewhere(&b, 900, "driver-9");
+        assert_int_equal(b.update.ask, CANCEL_ASK_SCAN);
+}
+
+/* The decoy is younger than the driver and outlives it: CANCELLED all the same, and about the driver. */
+static void test_decoy_does_not_hold_up_the_outcome(void **state) {
+        struct bench b = begin_accepted();
+        (void)state;
+
+        exits(&b);
+        found_elsewhere(&b, 900, "driver-9");
+        assert_state(&b, SETTLE);
+        assert_string_equal(b.cancel.record.driver_id, "driver-1");
+        feed_scan_none(&b);                         /* nothing behind it; but at the head? */
+        assert_int_equal(b.update.ask, CANCEL_ASK_SCAN);
+        assert_int_equal(b.cancel.aside.pid, 0);
+        feed_scan_process(&b, 900, "driver-9", false); /* still the newest */
+        assert_state(&b, SETTLE);
+        pass(&b, b.now + SEC / 10);
+        assert_true(b.cancel.asking);
+        feed_status(&b, CANCEL_WORD_KILLED, true);
+        assert_outcome(&b, CANCELLED);
+        assert_string_equal(b.cancel.record.driver_id, "driver-1");
+        assert_int_not_equal(b.cancel.record.accepted_usec, 0);
+}
+
+/* While Spark was asked about a decoy the job came back: it stands at the head of the order. */
+static void test_pass_ends_at_its_head(void **state) {
+        struct bench b = begin_accepted();
+        (void)state;
+
+        exits(&b);
+        found_elsewhere(&b, 900, "driver-9");
+        feed_scan_none(&b);
+        feed_scan_process(&b, 901, "driver-2", false);
+        assert_string_equal(cancel_status_id(&b.cancel), "driver-2");
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        assert_state(&b, KILL);
+        assert_string_equal(b.cancel.record.driver_id, "driver-2");
+}
+
+/* Spark knows nothing of it, and it is no orphan: it may be a driver of the job. Nothing is concluded while it lives. */
+static void test_unknown_process_holds_up_the_outcome(void **state) {
+        struct bench b = begin_accepted(), end;
+        (void)state;
+
+        exits(&b);
+        feed_scan_process(&b, 900, "driver-9", false);
+        feed_status_answer(&b, CANCEL_ANSWER_UNKNOWN_ID);
+        assert_state(&b, SETTLE);
+        feed_scan_none(&b);
+        feed_scan_process(&b, 900, "driver-9", false);
+        feed_status(&b, CANCEL_WORD_KILLED, true);
+        pass(&b, b.now + 10 * SEC);
+        assert_state(&b, SETTLE);
+        end = b;
+        feed_scan_none(&end); /* it has ended */
+        pass(&end, end.now + SEC);
+        if (end.update.ask & CANCEL_ASK_SCAN)
+                feed_scan_none(&end);
+        assert_outcome(&end, CANCELLED);
+        feed_at(&b, b.cancel.record.deadline_usec);
+        feed_scan_process(&b, 900, "driver-9", false);
+        assert_outcome(&b, DEADLINE_EXCEEDED);
+        assert_string_equal(b.cancel.record.driver_id, "driver-9"); /* that one is to be looked at */
+        assert_int_equal(b.cancel.record.ended_usec, 0);
+}
+
+/* No master answers: the suspect is asked about again, and an orphan that Spark does not know is nobody's. */
+static void test_suspect_is_asked_about_again(void **state) {
+        struct bench b = begin_accepted();
+        (void)state;
+
+        exits(&b);
+        feed_scan_orphan(&b, 900, "driver-9");
+        feed_status_answer(&b, CANCEL_ANSWER_UNREACHABLE);
+        assert_state(&b, SETTLE);
+        pass(&b, b.now + SEC / 2);
+        assert_true(b.cancel.asking);
+        feed_status_answer(&b, CANCEL_ANSWER_UNKNOWN_ID);
+        assert_int_equal(b.update.ask, CANCEL_ASK_SCAN);
+        feed_scan_none(&b);
+        feed_scan_none(&b);
+        pass(&b, b.now + 2 * SEC);
+        if (b.update.ask & CANCEL_ASK_SCAN)
+                feed_scan_none(&b);
+        assert_outcome(&b, CANCELLED);
+}
+
+/* A suspect that ends before Spark has answered is nothing any more; the driver's own word is asked for again. */
+static void test_suspect_that_ends(void **state) {
+        struct bench b = begin_accepted();
+        (void)state;
+
+        exits(&b);
+        feed_scan_process(&b, 900, "driver-9", false);
+        feed_scan_none(&b);
+        assert_int_equal(b.cancel.suspect.process.pid, 0);
+        feed_scan_none(&b);
+        assert_string_equal(cancel_status_id(&b.cancel), "driver-1");
+        pass(&b, b.now + SEC / 10);
+        assert_true(b.cancel.asking);
+        feed_status(&b, CANCEL_WORD_KILLED, true);
+        assert_outcome(&b, CANCELLED);
+}
+
+/* "Already finished or does not exist": a decoy may have taken the id of a driver that ended long ago. */
+static void test_stuck_process_makes_room_for_another(void **state) {
+        struct bench b = begin(false, &config);
+        (void)state;
+
+        feed_scan_process(&b, 900, "driver-9", false);
+        feed_status(&b, CANCEL_WORD_FINISHED, true);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        feed_kill(&b, CANCEL_ANSWER_UNKNOWN_ID);
+        assert_true(b.update.ask & CANCEL_ASK_SCAN);
+        assert_int_equal(b.cancel.aside.pid, 900);
+        feed_scan_process(&b, 100, "driver-1", false);
+        assert_state(&b, KILL);
+        assert_string_equal(b.cancel.record.driver_id, "driver-1");
+        assert_true(b.update.change & CANCEL_HOLD);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        assert_int_equal(b.update.act, CANCEL_ACT_KILL);
+        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        assert_state(&b, WAIT);
+}
+
+/* Alone it is held on to; a new pass begins when it had its time, and goes by itself. */
+static void test_stuck_process_that_is_alone(void **state) {
+        struct bench b = begin(false, &config);
+        uint64_t looked;
+        (void)state;
+
+        feed_scan_process(&b, 900, "driver-9", false);
+        feed_status_answer(&b, CANCEL_ANSWER_UNKNOWN_ID);
+        assert_true(b.update.ask & CANCEL_ASK_SCAN);
+        feed_scan_none(&b);
+        assert_state(&b, KILL);
+        looked = b.now;
+        while (!(b.update.ask & CANCEL_ASK_SCAN)) {
+                feed_at(&b, b.update.wake_usec);
+                if (b.cancel.asking)
+                        feed_status_answer(&b, CANCEL_ANSWER_UNKNOWN_ID);
+        }
+        assert_in_range(b.now - looked, config.escalate_after_usec + config.kill_retry_usec,
+                        config.escalate_after_usec + config.kill_retry_usec + 10 * SEC);
+        assert_int_equal(b.cancel.aside.pid, 0);
+        feed_scan_process(&b, 900, "driver-9", false); /* itself */
+        assert_int_equal(b.update.ask, CANCEL_ASK_SCAN);
+        assert_int_equal(b.cancel.aside.pid, 900);
+        feed_scan_process(&b, 100, "driver-1", false);
+        assert_string_equal(b.cancel.record.driver_id, "driver-1");
+}
+
+/* ---- one record, one driver ------------------------------------------------------------------------------------- */
+
+/* Our kill ended the first; the second ended by itself, with exit code 0, before it was asked for. */
+static void test_accepted_kill_is_about_one_driver(void **state) {
+        struct bench b = begin_accepted();
+        (void)state;
+
+        exits(&b);
+        feed_scan_process(&b, 200, "driver-2", false);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        assert_state(&b, KILL);
+        exits(&b);
+        feed_scan_none(&b);
+        feed_status(&b, CANCEL_WORD_FINISHED, true);
+        assert_outcome(&b, ALREADY_DONE);
+        assert_int_equal(b.cancel.record.accepted_usec, 0);
+        assert_int_equal(b.cancel.record.kill_requests, 1);
+}
+
+static struct bench begin_term(const struct cancel_config *c) {
+        struct bench b = begin_found();
+
+        b.config = c;
+        feed_status_answer(&b, CANCEL_ANSWER_UNREACHABLE);
+        for (int i = 0; i < 200 && b.cancel.record.state != CANCEL_TERM; i++) {
+                feed_at(&b, b.update.wake_usec);
+                if (b.cancel.asking)
+                        feed_status_answer(&b, CANCEL_ANSWER_UNREACHABLE);
+        }
+        assert_state(&b, TERM);
+        return b;
+}
+
+static void test_signal_is_about_one_process(void **state) {
+        struct cancel_config term = config;
+        struct bench b;
+        (void)state;
+
+        term.escalation = CANCEL_ESCALATION_SIGTERM;
+        b = begin_term(&term);
+        exits(&b);
+        feed_scan_process(&b, 200, "driver-1", true); /* Spark has started it again */
+        assert_state(&b, KILL);
+        assert_int_equal(b.cancel.record.escalation, CANCEL_ESCALATION_NONE);
+}
+
+/* ---- signals that were not sent --------------------------------------------------------------------------------- */
+
+/* The right was lost: said, nothing is put down to it, Spark is asked on, and the deadline ends it. */
+static void test_denied_signal(void **state) {
+        struct cancel_config kill = config;
+        struct bench b;
+        (void)state;
+
+        kill.escalation = CANCEL_ESCALATION_SIGKILL;
+        b = begin_term(&kill);
+        b.cancel.signalled = CANCEL_ESCALATION_NONE;
+        feed_signalled(&b, CANCEL_ESCALATION_SIGTERM, CANCEL_SIGNAL_DENIED);
+        assert_true(b.update.durable);
+        assert_int_equal(b.cancel.record.escalation, CANCEL_ESCALATION_NONE);
+        assert_true(b.cancel.denied);
+        b.stalled = true;
+        while (cancel_counts_open(b.cancel.record.state)) {
+                feed_at(&b, b.update.wake_usec);
+                if (b.update.act & CANCEL_ACT_FORCE)
+                        feed_signalled(&b, CANCEL_ESCALATION_SIGKILL, CANCEL_SIGNAL_DENIED);
+                if (b.cancel.asking)
+                        feed_status(&b, CANCEL_WORD_RUNNING, true);
+                if (b.cancel.wants_slot)
+                        feed_type(&b, CANCEL_EVENT_SLOT);
+                if (b.update.act & CANCEL_ACT_KILL)
+                        feed_type(&b, CANCEL_EVENT_KILL_SENT);
+                if (b.cancel.killing)
+                        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        }
+        assert_outcome(&b, DEADLINE_EXCEEDED);
+        assert_int_equal(b.cancel.record.escalation, CANCEL_ESCALATION_NONE);
+        assert_true(b.cancel.denied);
+        assert_true(b.cancel.record.kill_requests > 20); /* every kill_retry */
+}
+
+/* The disk is stalled: the driver ends before the signal was sent. */
+static void test_signal_that_was_not_sent_ended_nobody(void **state) {
+        struct cancel_config kill = config;
+        struct bench b;
+        (void)state;
+
+        kill.escalation = CANCEL_ESCALATION_SIGKILL;
+        b = begin_found();
+        b.config = &kill;
+        b.stalled = true;
+        feed_status_answer(&b, CANCEL_ANSWER_UNREACHABLE);
+        b.cancel.retry_usec = b.cancel.ask_usec = USEC_NEVER;
+        feed_at(&b, b.now + kill.escalate_after_usec);
+        assert_state(&b, TERM);
+        assert_int_equal(b.cancel.record.escalation, CANCEL_ESCALATION_SIGTERM);
+        exits(&b);
+        assert_int_equal(b.cancel.record.escalation, CANCEL_ESCALATION_NONE);
+        feed_scan_none(&b);
+        feed_status(&b, CANCEL_WORD_FINISHED, true);
+        assert_outcome(&b, ALREADY_DONE);
+}
+
+/* The same for a kill: what was decided and has not left is not counted. */
+static void test_kill_that_was_not_sent_is_not_counted(void **state) {
+        struct bench b = begin_found();
+        (void)state;
+
+        b.stalled = true;
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        assert_int_equal(b.update.act, CANCEL_ACT_KILL);
+        assert_int_equal(b.cancel.record.killed_usec, 0);
+        feed_at(&b, START + 900 * SEC);
+        assert_outcome(&b, DEADLINE_EXCEEDED);
+        assert_int_equal(b.cancel.record.kill_requests, 0);
+        assert_int_equal(b.cancel.record.killed_usec, 0);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_leftovers_are_counted_after_two_seconds),
@@ -202,6 +517,20 @@ int main(void) {
                 cmocka_unit_test(test_leftovers_after_a_restart),
                 cmocka_unit_test(test_leftovers_are_signalled_where_allowed),
                 cmocka_unit_test(test_leftovers_and_a_driver_that_comes_back),
+                cmocka_unit_test(test_decoy_does_not_hide_the_driver),
+                cmocka_unit_test(test_many_decoys_are_asked_about_at_a_pace),
+                cmocka_unit_test(test_decoy_does_not_hold_up_the_outcome),
+                cmocka_unit_test(test_pass_ends_at_its_head),
+                cmocka_unit_test(test_unknown_process_holds_up_the_outcome),
+                cmocka_unit_test(test_suspect_is_asked_about_again),
+                cmocka_unit_test(test_suspect_that_ends),
+                cmocka_unit_test(test_stuck_process_makes_room_for_another),
+                cmocka_unit_test(test_stuck_process_that_is_alone),
+                cmocka_unit_test(test_accepted_kill_is_about_one_driver),
+                cmocka_unit_test(test_signal_is_about_one_process),
+                cmocka_unit_test(test_denied_signal),
+                cmocka_unit_test(test_signal_that_was_not_sent_ended_nobody),
+                cmocka_unit_test(test_kill_that_was_not_sent_is_not_counted),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -390,7 +390,7 @@ static void test_contested_kinds(void **state) {
 
 static void test_order(void **state) {
         struct tree *tree = *state;
-        struct driver_found found;
+        struct driver_found found, after;
 
         tree_put(tree, TREE_DRIVER());
         tree_put(tree, TREE_DRIVER(.pid = 201, .start = DRIVER_START + 5, .driver_id = DRIVER_2));
@@ -398,20 +398,46 @@ static void test_order(void **state) {
         tree_put(tree, TREE_DRIVER(.pid = 203, .start = DRIVER_START + 20, .driver_id = "driver-4"));
         tree_put(tree, TREE_DRIVER(.pid = 204, .start = DRIVER_START + 20, .driver_id = "driver-4", .job = "7"));
         scan(tree);
-        assert_int_equal(driver_match(tree->driver, "42", NULL, &found), DRIVER_MATCH_ONE);
-        assert_int_equal(found.pid, 201); /* newest of the proved ones */
-        tree_take(tree, 201);
-        scan(tree);
-        assert_int_equal(driver_match(tree->driver, "42", NULL, &found), DRIVER_MATCH_ONE);
-        assert_int_equal(found.pid, DRIVER_PID);
-        tree_take(tree, DRIVER_PID);
-        scan(tree);
         assert_int_equal(driver_match(tree->driver, "42", NULL, &found), DRIVER_MATCH_ORPHAN);
-        assert_int_equal(found.pid, 202);
+        assert_int_equal(found.pid, 202); /* the newest that is not contested */
         assert_int_equal(found.worker_pid, 0);
+        assert_int_equal(driver_match(tree->driver, "42", &found, &found), DRIVER_MATCH_ONE);
+        assert_int_equal(found.pid, 201);
+        tree_take(tree, 201); /* what ended in the meantime keeps its place in the order */
+        scan(tree);
+        assert_int_equal(driver_match(tree->driver, "42", &found, &found), DRIVER_MATCH_ONE);
+        assert_int_equal(found.pid, DRIVER_PID);
+        after = found;
+        assert_int_equal(driver_match(tree->driver, "42", &after, &found), DRIVER_MATCH_NONE);
+        tree_take(tree, DRIVER_PID);
         tree_take(tree, 202);
         scan(tree);
-        assert_int_equal(match(tree, "42"), DRIVER_MATCH_CONTESTED);
+        assert_int_equal(driver_match(tree->driver, "42", NULL, &found), DRIVER_MATCH_CONTESTED);
+        assert_string_equal(found.driver_id, "driver-4");
+        assert_int_equal(driver_match(tree->driver, "42", &found, &after), DRIVER_MATCH_NONE);
+}
+
+/* A job that makes up drivers, as many as it likes, does not hide the real one: each is offered in its turn. */
+static void test_none_hides_another(void **state) {
+        struct tree *tree = *state;
+        struct driver_found found, *after = NULL;
+        bool real = false;
+
+        tree_put(tree, TREE_DRIVER());
+        for (int i = 0; i < 500; i++) {
+                char driver_id[32];
+
+                snprintf(driver_id, sizeof(driver_id), "driver-made-up-%d", i);
+                tree_put(tree, TREE_DRIVER(.pid = 1000 + i, .start = DRIVER_START + (uint64_t)i / 7, .driver_id = driver_id));
+        }
+        scan(tree);
+        for (int i = 0; i < 501; i++) {
+                assert_int_equal(driver_match(tree->driver, "42", after, &found), DRIVER_MATCH_ONE);
+                real |= found.pid == DRIVER_PID;
+                after = &found;
+        }
+        assert_true(real);
+        assert_int_equal(driver_match(tree->driver, "42", after, &found), DRIVER_MATCH_NONE);
 }
 
 static void test_many(void **state) {
@@ -817,6 +843,7 @@ int main(void) {
                 TREE_TEST(test_contested),
                 TREE_TEST(test_contested_kinds),
                 TREE_TEST(test_order),
+                TREE_TEST(test_none_hides_another),
                 TREE_TEST(test_many),
                 TREE_TEST(test_big_argv),
                 TREE_TEST(test_lookalikes_bounded),
