@@ -7,9 +7,11 @@
  * cancelled. The agent then goes on from memory (`failing`): records that changed are kept as `unwritten`, and their
  * deeds do not wait.
  *
- *  - Whatever the reason, it is one way: full, EIO, read-only, damaged under us, no memory for SQLite, a commit that
- *    hangs. Only a statement that SQLite refuses is a defect of ours, and ends the process: nothing was done that is
- *    not stored, and a fresh start is all that might help.
+ *  - Whatever is wrong with the disk, it is one way: full, EIO, read-only, damaged under us, a commit that hangs.
+ *  - No memory is another thing: a process that has none may end at any moment, so this is no time to do what is not
+ *    stored. The deeds wait, as they do for a commit that runs.
+ *  - A statement that SQLite refuses is a defect of ours, and ends the process: nothing was done that is not stored, and
+ *    a fresh start is all that might help.
  *  - The control plane is told the position that is really stored and no later one, so after a crash it sends the
  *    commands again. What a crash loses is what was done for them since: a kill may be sent twice, a report be made
  *    anew. It comes under a higher sequence (agent_start()), and of two final ones the control plane takes the first.
@@ -34,6 +36,7 @@
 /* ---- from memory ---------------------------------------------------------------------------------------------- */
 
 static void commit_keep(struct operation *o) {
+        operation_tell_stored(o, true);
         if (o->unwritten)
                 return;
         o->unwritten = true;
@@ -60,6 +63,7 @@ static void commit_let_go(struct agent *agent) {
         struct operation *o;
 
         TAILQ_FOREACH(o, &agent->committing_list, commit_link) {
+                operation_tell_stored(o, true);
                 if (!o->act_committing)
                         continue;
                 o->act |= o->act_committing;
@@ -118,7 +122,6 @@ static void commit_keep_touched(struct agent *agent) {
 static void commit_recover(struct agent *agent) {
         struct operation *o;
 
-        agent->commit_again_usec = 0;
         if (agent->unwritten_count > agent->unwritten_batch)
                 return;
         agent->failing = false;
@@ -224,16 +227,44 @@ static int commit_gather_unwritten(struct agent *agent, struct store_turn *turn,
 
 /* ---- its end -------------------------------------------------------------------------------------------------- */
 
-static void commit_failed(struct agent *agent, int result, const char *error) {
-        uint64_t delay = base_min_u64(COMMIT_RETRY_MIN << base_min_u64(agent->commit_failures, 10), COMMIT_RETRY_MAX);
+/* As if it had not been tried: the deeds go on waiting. */
+static void commit_put_back(struct agent *agent) {
         struct operation *o;
 
-        agent->commit_failures++;
-        commit_from_memory(agent, result, error);
+        if (agent->commit_failures == 1)
+                journal_write(JOURNAL_STORE_FAILED, NULL, "no memory to write the state database in %s: no kill is sent until there is some",
+                              agent->config->state_directory);
+        agent->behind = agent->failure_told = true;
+        commit_let_go(agent);
+        while ((o = TAILQ_FIRST(&agent->committing_list))) {
+                TAILQ_REMOVE(&agent->committing_list, o, commit_link);
+                o->committing = false;
+                o->dirty = true;
+                agent_keep_touched(o);
+        }
+        agent->taken += agent->taken_committing;
+        agent->taken_committing = 0;
+}
+
+static void commit_keep_all(struct agent *agent) {
+        struct operation *o;
+
         while ((o = TAILQ_FIRST(&agent->committing_list))) {
                 TAILQ_REMOVE(&agent->committing_list, o, commit_link);
                 o->committing = false;
                 commit_keep(o);
+        }
+}
+
+static void commit_failed(struct agent *agent, int result, const char *error) {
+        uint64_t delay = base_min_u64(COMMIT_RETRY_MIN << base_min_u64(agent->commit_failures, 10), COMMIT_RETRY_MAX);
+
+        agent->commit_failures++;
+        if (result == -ENOMEM && !agent->failing) {
+                commit_put_back(agent);
+        } else {
+                commit_from_memory(agent, result, error);
+                commit_keep_all(agent);
         }
         agent->revision_reset |= agent->reset_committing;
         agent->reset_committing = false;
@@ -249,6 +280,7 @@ static void commit_stored(struct agent *agent) {
                 agent->revision = agent->revision_committing;
         agent->reset_committing = false;
         agent->commit_failures = 0;
+        agent->commit_again_usec = 0;
         agent_give_back(agent, &agent->taken_committing);
         if (agent->failing)
                 commit_recover(agent);
@@ -257,6 +289,7 @@ static void commit_stored(struct agent *agent) {
                 o->committing = false;
                 deeds = o->act_committing;
                 o->act_committing = 0;
+                operation_tell_stored(o, true);
                 operation_do(o, deeds);
         }
         if (agent->behind && !commit_leaves_some(agent)) {
@@ -383,7 +416,7 @@ void agent_commit(struct agent *agent) {
                 commit_keep_touched(agent);
         if (agent->commit_running)
                 return;
-        if (agent->failing && now < agent->commit_again_usec) {
+        if (now < agent->commit_again_usec) {
                 agent_try_again(agent, agent->commit_again_usec);
                 return;
         }

@@ -103,8 +103,8 @@ static int message_of_end(const struct operation *o, struct buffer *out) {
         case CANCEL_ALREADY_FAILED:
                 return buffer_append_format(out, "Driver %s had failed by itself before it could be killed.", r->driver_id);
         case CANCEL_DRY_RUN:
-                return buffer_append_format(out, "Dry run: a cancel would kill driver %s, process %" PRId32 ".", r->driver_id,
-                                            r->process.pid);
+                return buffer_append_format(out, "%s: a cancel would kill driver %s, process %" PRId32 ".",
+                                            o->observed ? "Observe mode" : "Dry run", r->driver_id, r->process.pid);
         case CANCEL_SPARK_UNREACHABLE:
                 return buffer_append_format(out, "No Spark master answered as ALIVE until the deadline. Check the masters in "
                                             "[spark] masters and that spark.master.rest.enabled is true there; %s.",
@@ -142,6 +142,13 @@ static int message_of_kills(const struct cancel_record *r, struct buffer *out) {
         return 0;
 }
 
+static int message_of_signals(const struct operation *o, struct buffer *out) {
+        if (!o->cancel.denied)
+                return 0;
+        return buffer_append_format(out, " This agent was not permitted to signal process %" PRId32 ": it has lost CAP_KILL, or "
+                                    "does not run as the drivers' user any more.", o->cancel.record.process.pid);
+}
+
 /* All leftovers by name, as far as there is room; the journal names them, too. */
 static int message_of_leftovers(const struct operation *o, struct buffer *out) {
         const struct cancel_record *r = &o->cancel.record;
@@ -167,6 +174,8 @@ static int report_message(struct operation *o, bool final) {
         r = message_of_end(o, &text);
         if (r == 0)
                 r = message_of_kills(&o->cancel.record, &text);
+        if (r == 0)
+                r = message_of_signals(o, &text);
         if (r == 0 && o->message && o->cancel.record.outcome != CANCEL_INVALID_COMMAND)
                 r = buffer_append_format(&text, " Before it: %s.", o->message);
         if (r == 0)
@@ -200,7 +209,7 @@ int report_make(struct operation *o, bool final) {
         int status = job_status(r, outcome);
         int result = report_message(o, final);
 
-        if (result < 0)
+        if (result < 0 || operation_is_silent(o, outcome))
                 return result;
         result = command_encode_report(
                 &(struct command_report){

@@ -76,12 +76,12 @@ const struct config_option config_options[] = {
         TIME("control-plane", reconnect_max, "30s", 10 * USEC_PER_MSEC, USEC_PER_HOUR,
              .help = "Longest pause before a new connection; not below reconnect_min."),
 
-        LIST("spark", "masters", masters, config_rule_url, 16, .required = true, .restart = true,
+        LIST("spark", "masters", masters, config_rule_url, 16, .required = true,
              .help = "REST submission servers of all Spark masters, standby ones too."),
         TEXT("spark", "work_directory", work_directory, config_rule_path, .fallback = "/opt/spark/work",
              .restart = true,
              .help = "The Spark Worker's work directory."),
-        LIST("spark", "worker_hosts", worker_hosts, config_rule_host, CONFIG_LIST_MAX, .restart = true,
+        LIST("spark", "worker_hosts", worker_hosts, config_rule_host, CONFIG_LIST_MAX,
              .fallback_note = "this node's names and addresses",
              .help = "Names and addresses under which Spark knows this node's Worker."),
         TIME("spark", worker_terminate_timeout, "10s", 10 * USEC_PER_MSEC, USEC_PER_HOUR,
@@ -96,13 +96,15 @@ const struct config_option config_options[] = {
              .help = "Limit of one request to one master."),
         CREDENTIAL("spark", "token_file", spark_token_file, .restart = true,
              .help = "File with a bearer token for the masters (JWSFilter)."),
-        CREDENTIAL("spark", "ca_file", spark_ca_file, .restart = true, .fallback_note = "the system's CAs",
+        CREDENTIAL("spark", "ca_file", spark_ca_file, .fallback_note = "the system's CAs",
              .help = "CAs for https:// masters (PEM)."),
-        CREDENTIAL("spark", "certificate_file", spark_certificate_file, .restart = true,
+        CREDENTIAL("spark", "certificate_file", spark_certificate_file,
              .help = "Client certificate for https:// masters (PEM); together with private_key_file."),
-        CREDENTIAL("spark", "private_key_file", spark_private_key_file, .restart = true,
+        CREDENTIAL("spark", "private_key_file", spark_private_key_file,
              .help = "Private key of certificate_file (PEM)."),
 
+        OPTION("cancel", "mode", CONFIG_MODE, observe, .fallback = "act", .restart = true,
+               .help = "act, or observe: find, log and show what a cancel would kill; kill nothing, report no end."),
         TIME("cancel", default_deadline, "15min", USEC_PER_SEC, 7 * DAY,
              .help = "Time for a cancel whose command names no deadline."),
         TIME("cancel", kill_retry, "25s", 100 * USEC_PER_MSEC, USEC_PER_HOUR,
@@ -434,7 +436,6 @@ static int set_machine_defaults(struct loader *loader) {
                                            config_rule_node.allowed);
         }
         if (config->worker_hosts.count == 0) {
-                config->worker_hosts_found = true;
                 bool loopback = false;
                 for (size_t i = 0; i < config->masters.count; i++)
                         loopback |= config_url_is_loopback(config->masters.items[i]);
@@ -640,12 +641,8 @@ static bool value_differs(const struct config_option *option, const struct confi
 }
 
 const char *config_reload_conflict(const struct config *running, const struct config *fresh) {
-        bool found_both = running->worker_hosts_found && fresh->worker_hosts_found;
-
         for (size_t i = 0; i < config_option_count; i++) {
                 const struct config_option *option = &config_options[i];
-                if (option->offset == FIELD(worker_hosts) && found_both)
-                        continue; /* an address came or went: no wish of the operator's */
                 if (option->restart && value_differs(option, running, fresh))
                         return option->key;
         }

@@ -30,7 +30,6 @@ struct config { /* owned strings; NULL: not set */
         uint64_t connect_timeout_usec, report_timeout_usec, reconnect_min_usec, reconnect_max_usec;
         /* [spark] */
         struct config_list masters, worker_hosts;
-        bool worker_hosts_found;         /* worker_hosts is what this machine says of itself, not set by anyone */
         char *work_directory, *job_id_property, *driver_user;
         int64_t driver_uid;              /* resolved driver_user; -1: owner of work_directory */
         uint64_t worker_terminate_timeout_usec, worker_heartbeat_usec, request_timeout_usec;
@@ -40,6 +39,7 @@ struct config { /* owned strings; NULL: not set */
         uint64_t kills_per_worker, max_open, retention_max, retention_usec;
         enum cancel_escalation escalation;
         bool queued_drivers;
+        bool observe;                    /* mode = observe: nothing is killed and no final report made */
 };
 
 /* config_load() - read and check `path`; defaults from the environment ($STATE_DIRECTORY, $RUNTIME_DIRECTORY,
@@ -55,6 +55,7 @@ DEFINE_CLEANUP(struct config *, config_free)
 int config_print(const struct config *config, struct buffer *out);
 
 /* config_reload_conflict() - the first key that differs and can't be changed without a restart, or NULL. What can be
- * changed: log_level, metrics_file, every time and all of [cancel]. What stays needs a restart for a reason: who we
- * are and where our state lies, whom we talk to, and by what a driver is known. */
+ * changed: log_level, metrics_file, every time, whom to ask in [spark] (masters, worker_hosts, TLS files) and all of
+ * [cancel]. What stays needs a restart for a reason: who we are and where our state lies, the control plane and our
+ * credentials there, and by what a driver is known: the operations in our memory rest on these. */
 const char *config_reload_conflict(const struct config *running, const struct config *fresh);

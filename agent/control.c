@@ -20,6 +20,7 @@ int control_notify(struct control *control, enum control_notice notice, const ch
         va_start(arguments, format);
         (void)vsnprintf(text, sizeof(text), format, arguments);
         va_end(arguments);
+        token_redact(control->token, text);
         base_text_escape(detail, sizeof(detail), text, strlen(text));
         return control->handlers.on_notice(notice, detail, control->userdata);
 }

@@ -205,13 +205,29 @@ static int make_store(struct program *p, struct store_info *ret_info) {
                               ret_info->aside);
         if (!ret_info->reserved)
                 journal_write(JOURNAL_STORE_NO_RESERVE, NULL,
-                              "no disk space could be set aside in %s: on a full disk commands can't be stored, and so no job cancelled; free some and restart",
+                              "no disk space could be set aside in %s: on a full disk cancels go on from memory, and a crash loses what was done; free some and restart",
                               p->config->state_directory);
         return 0;
 }
 
+static struct spark_options spark_options_of(const struct program *p, const struct config *c) {
+        return (struct spark_options){
+                .masters = (const char *const *)c->masters.items,
+                .master_count = c->masters.count,
+                .worker_hosts = (const char *const *)c->worker_hosts.items,
+                .worker_host_count = c->worker_hosts.count,
+                .request_timeout_usec = c->request_timeout_usec,
+                .token = p->spark_token,
+                .observe = c->observe,
+                .ca_file = c->spark_ca_file,
+                .certificate_file = c->spark_certificate_file,
+                .private_key_file = c->spark_private_key_file,
+        };
+}
+
 static int make_agent(struct program *p) {
         const struct config *c = p->config;
+        struct spark_options options;
         char instance[33];
         int r;
 
@@ -219,19 +235,8 @@ static int make_agent(struct program *p) {
         r = agent_new(p->event, &(struct agent_options){ .config = c, .agent_version = VERSION }, &p->agent);
         if (r < 0)
                 return fail("agent", r);
-        r = spark_new(p->event, p->http,
-                      &(struct spark_options){
-                              .masters = (const char *const *)c->masters.items,
-                              .master_count = c->masters.count,
-                              .worker_hosts = (const char *const *)c->worker_hosts.items,
-                              .worker_host_count = c->worker_hosts.count,
-                              .request_timeout_usec = c->request_timeout_usec,
-                              .token = p->spark_token,
-                              .ca_file = c->spark_ca_file,
-                              .certificate_file = c->spark_certificate_file,
-                              .private_key_file = c->spark_private_key_file,
-                      },
-                      &p->spark);
+        options = spark_options_of(p, c);
+        r = spark_new(p->event, p->http, &options, &p->spark);
         if (r < 0)
                 return fail("spark", r);
         r = driver_new(p->event,
@@ -240,6 +245,7 @@ static int make_agent(struct program *p) {
                                .work_directory = c->work_directory,
                                .job_id_property = c->job_id_property,
                                .driver_uid = c->driver_uid,
+                               .observe = c->observe,
                        },
                        agent_driver_wake, p->agent, &p->driver);
         if (r < 0)
@@ -258,6 +264,7 @@ static int make_agent(struct program *p) {
         if (r < 0)
                 return fail("session with the control plane", r);
         agent_attach(p->agent, p->control, p->driver, p->spark, p->store);
+        agent_lend(p->agent, p->http, p->spark_token);
         return 0;
 }
 
@@ -277,6 +284,7 @@ static int program_reload(char *error, size_t error_size, void *userdata) {
         struct program *p = userdata;
         char text[CONFIG_ERROR_MAX] = "";
         const char *conflict;
+        struct spark_options spark_options;
         struct config *fresh, *old = p->config;
         int r = config_load(p->config_path, &fresh, text);
 
@@ -290,12 +298,18 @@ static int program_reload(char *error, size_t error_size, void *userdata) {
                 config_free(fresh);
                 return -EINVAL;
         }
+        spark_options = spark_options_of(p, fresh);
+        r = spark_reconfigure(p->spark, &spark_options);
+        if (r < 0) {
+                (void)snprintf(error, error_size, "%s", strerror(-r));
+                config_free(fresh);
+                return r;
+        }
         p->config = fresh;
         log_set_level(fresh->log_level);
         agent_reconfigure(p->agent, fresh);
         grpc_channel_set_connect_timeout(p->channel, fresh->connect_timeout_usec);
         control_set_times(p->control, fresh->reconnect_min_usec, fresh->reconnect_max_usec, fresh->report_timeout_usec);
-        spark_set_request_timeout(p->spark, fresh->request_timeout_usec);
         token_refresh(p->spark_token);
         control_reload(p->control);
         config_free(old);
@@ -330,6 +344,8 @@ static int on_status(void *userdata) {
 
         agent_status_text(p->agent, text, sizeof text);
         (void)sd_notifyf(0, "STATUS=%s", text);
+        if (p->config->metrics_file)
+                agent_set_gauges(p->agent);
         if (p->config->metrics_file && p->metrics_generation != metrics_generation()) {
                 p->metrics_generation = metrics_generation();
                 if (metrics_write_file(p->config->metrics_file) < 0)
@@ -339,7 +355,7 @@ static int on_status(void *userdata) {
 }
 
 static int bus_metrics(struct buffer *out, void *userdata) {
-        (void)userdata;
+        agent_set_gauges(((struct program *)userdata)->agent);
         return metrics_render(out);
 }
 
@@ -357,6 +373,18 @@ static int bus_retry(const char *operation_id, void *userdata) {
         return agent_bus_retry(operation_id, ((struct program *)userdata)->agent);
 }
 
+static int bus_find(const char *job_id, struct bus_call *call, void *userdata) {
+        return agent_bus_find(job_id, call, ((struct program *)userdata)->agent);
+}
+
+static int bus_cancel(const char *job_id, uint32_t uid, struct bus_call *call, void *userdata) {
+        return agent_bus_cancel(job_id, uid, call, ((struct program *)userdata)->agent);
+}
+
+static int bus_check(struct bus_call *call, void *userdata) {
+        return agent_bus_check(call, ((struct program *)userdata)->agent);
+}
+
 static int make_bus(struct program *p) {
         static const struct bus_handlers handlers = {
                 .status = bus_status,
@@ -364,6 +392,9 @@ static int make_bus(struct program *p) {
                 .reload = program_reload_logged,
                 .retry = bus_retry,
                 .metrics = bus_metrics,
+                .find = bus_find,
+                .cancel = bus_cancel,
+                .check = bus_check,
         };
         char path[4096];
         int r;
@@ -413,6 +444,10 @@ static int run(struct program *p) {
                 return r;
         journal_write(JOURNAL_STARTED, NULL, "spark-cancel-agent " VERSION ": cluster %s, node %s, control plane %s",
                       p->config->cluster_id, p->config->node, p->config->endpoint);
+        metrics_set(METRICS_BUILD_INFO, VERSION, 1);
+        metrics_set(METRICS_OBSERVE_MODE, NULL, p->config->observe ? 1 : 0);
+        if (p->config->observe)
+                journal_write(JOURNAL_OBSERVING, NULL, "observe mode: no kill, no signal and no final report leaves this node");
         problem = driver_work_directory_status(p->driver);
         if (problem)
                 journal_write(JOURNAL_WORK_DIRECTORY, NULL, "work directory %s: %s; watching for it", p->config->work_directory,

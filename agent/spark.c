@@ -20,21 +20,29 @@
 #define MASTER_URL_MAX 300
 #define PATH_PREFIX "/v1/submissions/"
 
-struct spark {
-        struct event *event;
-        struct http *http;
-        struct token *token;
+/* Whom to ask, and how. A round goes to its end with those that it began with, whatever is configured meanwhile. */
+struct targets {
+        unsigned references;
         char **masters; /* without a slash at the end */
         size_t master_count;
         char **worker_hosts;
         size_t worker_host_count;
         uint64_t request_timeout_usec;
         char *ca_file, *certificate_file, *private_key_file;
+};
+
+struct spark {
+        struct event *event;
+        struct http *http;
+        struct token *token;
+        struct targets *targets;
+        bool observe; /* for the object's life: spark_reconfigure() leaves it */
         size_t alive; /* index of the master that answered as ALIVE last */
 };
 
 struct spark_request {
         struct spark *spark;
+        struct targets *targets;
         enum spark_question question;
         char driver_id[DRIVER_ID_MAX + 1];
         spark_handler handler;
@@ -46,6 +54,7 @@ struct spark_request {
         size_t current; /* the one that is being asked, or was last */
         uint32_t asked;
         enum spark_answer answer; /* combined, of those visited */
+        char version[SPARK_VERSION_MAX + 1];
         char detail[SPARK_DETAIL_MAX + 1];
 };
 
@@ -71,9 +80,9 @@ const char *spark_answer_to_text(enum spark_answer answer) {
 
 /* ---- the end of a round --------------------------------------------------------------------------- */
 
-static bool worker_is_here(const struct spark *spark, const struct spark_reply *reply) {
-        for (size_t i = 0; i < spark->worker_host_count; i++)
-                if (spark_host_is_same(reply->worker_host, spark->worker_hosts[i]))
+static bool worker_is_here(const struct targets *targets, const struct spark_reply *reply) {
+        for (size_t i = 0; i < targets->worker_host_count; i++)
+                if (spark_host_is_same(reply->worker_host, targets->worker_hosts[i]))
                         return true;
         return false;
 }
@@ -85,17 +94,18 @@ static int request_deliver(struct spark_request *request, const struct spark_res
 }
 
 static int request_finish(struct spark_request *request, const struct spark_reply *reply) {
-        const struct spark *spark = request->spark;
+        const struct targets *targets = request->targets;
         struct spark_result result = {
                 .answer = reply->answer,
                 .state = reply->state,
                 .worker_named = reply->worker_named,
-                .worker_here = reply->worker_named && worker_is_here(spark, reply),
-                .master = spark->masters[request->current],
+                .worker_here = reply->worker_named && worker_is_here(targets, reply),
+                .master = targets->masters[request->current],
                 .detail = reply->detail,
                 .asked = request->asked,
         };
         (void)base_text_copy(result.state_text, sizeof(result.state_text), reply->state_text);
+        (void)base_text_copy(result.version, sizeof(result.version), reply->version);
         (void)base_text_copy(result.worker_host_port, sizeof(result.worker_host_port), reply->worker_host_port);
         return request_deliver(request, &result);
 }
@@ -107,10 +117,11 @@ static int request_finish_without(struct spark_request *request) {
         (void)base_text_copy(detail, sizeof(detail), request->detail);
         struct spark_result result = {
                 .answer = request->answer,
-                .master = request->spark->masters[request->current],
+                .master = request->targets->masters[request->current],
                 .detail = detail,
                 .asked = request->asked,
         };
+        (void)base_text_copy(result.version, sizeof(result.version), request->version);
         return request_deliver(request, &result);
 }
 
@@ -121,7 +132,7 @@ static void request_note(struct spark_request *request, const char *detail) {
         char text[MASTER_URL_MAX + SPARK_DETAIL_MAX + 8];
         size_t used = strlen(request->detail);
 
-        snprintf(text, sizeof(text), "%s%s: %s", used > 0 ? "; " : "", request->spark->masters[request->current],
+        snprintf(text, sizeof(text), "%s%s: %s", used > 0 ? "; " : "", request->targets->masters[request->current],
                  detail);
         base_text_escape(request->detail + used, sizeof(request->detail) - used, text, strlen(text));
 }
@@ -142,10 +153,14 @@ static int on_http(const struct http_result *http, void *userdata) {
                 spark_reply_classify(request->question, request->driver_id, http->status, http->body, &reply);
         else
                 base_text_escape(reply.detail, sizeof(reply.detail), http->error, strlen(http->error));
+        if (reply.version[0])
+                (void)base_text_copy(request->version, sizeof(request->version), reply.version);
+        token_redact(request->spark->token, reply.detail);
         request->http = http_request_free(request->http);
         metrics_add(METRICS_MASTER_ANSWERS, spark_answer_to_text(reply.answer), 1);
         if (spark_reply_is_final(reply.answer)) {
-                request->spark->alive = request->current;
+                if (request->targets == request->spark->targets)
+                        request->spark->alive = request->current;
                 return request_finish(request, &reply);
         }
         request_pass_by(request, reply.answer, reply.detail);
@@ -159,23 +174,23 @@ static bool error_is_passing(int error) {
 }
 
 static int request_ask(struct spark_request *request, const char *token) {
-        const struct spark *spark = request->spark;
+        const struct targets *targets = request->targets;
         bool is_kill = request->question == SPARK_QUESTION_KILL;
         char url[MASTER_URL_MAX + sizeof(PATH_PREFIX) + 8 + DRIVER_ID_MAX];
 
-        snprintf(url, sizeof(url), "%s" PATH_PREFIX "%s/%s", spark->masters[request->current],
+        snprintf(url, sizeof(url), "%s" PATH_PREFIX "%s/%s", targets->masters[request->current],
                  is_kill ? "kill" : "status", request->driver_id);
         struct http_options options = {
                 .url = url,
                 .method = is_kill ? "POST" : "GET",
                 .bearer_token = token,
-                .timeout_usec = spark->request_timeout_usec,
+                .timeout_usec = targets->request_timeout_usec,
                 .body_max = SPARK_REPLY_BYTES_MAX,
-                .ca_file = spark->ca_file,
-                .certificate_file = spark->certificate_file,
-                .private_key_file = spark->private_key_file,
+                .ca_file = targets->ca_file,
+                .certificate_file = targets->certificate_file,
+                .private_key_file = targets->private_key_file,
         };
-        int r = http_request_start(spark->http, &options, on_http, request, &request->http);
+        int r = http_request_start(request->spark->http, &options, on_http, request, &request->http);
         if (r < 0)
                 return r;
         request->asked++;
@@ -187,7 +202,7 @@ static int request_step(struct spark_request *request) {
         const struct spark *spark = request->spark;
         char text[SPARK_DETAIL_MAX];
 
-        while (request->visited < spark->master_count) {
+        while (request->visited < request->targets->master_count) {
                 /* The first one, then the list from its beginning without it. */
                 size_t index = request->visited - (request->visited <= request->first ? 1 : 0);
                 const char *token;
@@ -217,6 +232,27 @@ static int on_deferred(void *userdata) {
         return request_finish_without(userdata);
 }
 
+/* ---- targets ---------------------------------------------------------------------------------------- */
+
+static void texts_free(char **texts, size_t count) {
+        for (size_t i = 0; texts && i < count; i++)
+                free(texts[i]);
+        free(texts);
+}
+
+static struct targets *targets_free(struct targets *targets) {
+        if (!targets || --targets->references > 0)
+                return NULL;
+        texts_free(targets->masters, targets->master_count);
+        texts_free(targets->worker_hosts, targets->worker_host_count);
+        free(targets->ca_file);
+        free(targets->certificate_file);
+        free(targets->private_key_file);
+        free(targets);
+        return NULL;
+}
+DEFINE_CLEANUP(struct targets *, targets_free)
+
 /* ---- requests --------------------------------------------------------------------------------------- */
 
 static int request_start(struct spark *spark, enum spark_question question, const char *driver_id,
@@ -227,6 +263,8 @@ static int request_start(struct spark *spark, enum spark_question question, cons
         if (!request)
                 return -ENOMEM;
         request->spark = spark;
+        request->targets = spark->targets;
+        request->targets->references++;
         request->question = question;
         request->handler = handler;
         request->userdata = userdata;
@@ -247,6 +285,8 @@ static int request_start(struct spark *spark, enum spark_question question, cons
 
 int spark_kill(struct spark *spark, const char *driver_id, spark_handler handler, void *userdata,
                struct spark_request **ret) {
+        if (spark->observe)
+                return -ECANCELED;
         return request_start(spark, SPARK_QUESTION_KILL, driver_id, handler, userdata, ret);
 }
 
@@ -260,17 +300,12 @@ struct spark_request *spark_request_free(struct spark_request *request) {
                 return NULL;
         http_request_free(request->http);
         event_source_free(request->deferred);
+        targets_free(request->targets);
         free(request);
         return NULL;
 }
 
 /* ---- the object --------------------------------------------------------------------------------------- */
-
-static void texts_free(char **texts, size_t count) {
-        for (size_t i = 0; texts && i < count; i++)
-                free(texts[i]);
-        free(texts);
-}
 
 /* gcc's analyzer does not see that texts_free() frees as many as were copied. */
 #ifndef __clang__
@@ -306,58 +341,74 @@ static int text_copy(const char *text, char **ret) {
         return 0;
 }
 
-static int spark_copy_options(struct spark *spark, const struct spark_options *options) {
-        int r = texts_copy(options->masters, options->master_count, &spark->masters, &spark->master_count);
+static int targets_copy(struct targets *targets, const struct spark_options *options) {
+        int r = texts_copy(options->masters, options->master_count, &targets->masters, &targets->master_count);
         if (r == 0)
-                r = texts_copy(options->worker_hosts, options->worker_host_count, &spark->worker_hosts,
-                               &spark->worker_host_count);
+                r = texts_copy(options->worker_hosts, options->worker_host_count, &targets->worker_hosts,
+                               &targets->worker_host_count);
         if (r == 0)
-                r = text_copy(options->ca_file, &spark->ca_file);
+                r = text_copy(options->ca_file, &targets->ca_file);
         if (r == 0)
-                r = text_copy(options->certificate_file, &spark->certificate_file);
+                r = text_copy(options->certificate_file, &targets->certificate_file);
         if (r == 0)
-                r = text_copy(options->private_key_file, &spark->private_key_file);
+                r = text_copy(options->private_key_file, &targets->private_key_file);
         if (r < 0)
                 return r;
-        for (size_t i = 0; i < spark->master_count; i++) {
-                size_t size = strlen(spark->masters[i]);
-                while (size > 0 && spark->masters[i][size - 1] == '/')
-                        spark->masters[i][--size] = '\0';
+        for (size_t i = 0; i < targets->master_count; i++) {
+                size_t size = strlen(targets->masters[i]);
+                while (size > 0 && targets->masters[i][size - 1] == '/')
+                        targets->masters[i][--size] = '\0';
                 if (size == 0 || size > MASTER_URL_MAX)
                         return -EINVAL;
         }
         return 0;
 }
 
-void spark_set_request_timeout(struct spark *spark, uint64_t request_timeout_usec) {
-        spark->request_timeout_usec = request_timeout_usec;
+static int targets_new(const struct spark_options *options, struct targets **ret) {
+        if (options->master_count == 0 || options->master_count > SPARK_MASTERS_MAX)
+                return -EINVAL;
+        _cleanup_(targets_free_pointer) struct targets *targets = calloc(1, sizeof(*targets));
+        if (!targets)
+                return -ENOMEM;
+        targets->references = 1;
+        targets->request_timeout_usec = options->request_timeout_usec;
+        int r = targets_copy(targets, options);
+        if (r < 0)
+                return r;
+        *ret = TAKE(targets);
+        return 0;
 }
 
 int spark_new(struct event *event, struct http *http, const struct spark_options *options, struct spark **ret) {
-        if (options->master_count == 0 || options->master_count > SPARK_MASTERS_MAX)
-                return -EINVAL;
         _cleanup_(spark_free_pointer) struct spark *spark = calloc(1, sizeof(*spark));
         if (!spark)
                 return -ENOMEM;
         spark->event = event;
         spark->http = http;
-        spark->token = options->token;
-        spark->request_timeout_usec = options->request_timeout_usec;
-        int r = spark_copy_options(spark, options);
+        spark->observe = options->observe;
+        int r = spark_reconfigure(spark, options);
         if (r < 0)
                 return r;
         *ret = TAKE(spark);
         return 0;
 }
 
+int spark_reconfigure(struct spark *spark, const struct spark_options *options) {
+        struct targets *targets;
+        int r = targets_new(options, &targets);
+        if (r < 0)
+                return r;
+        targets_free(spark->targets);
+        spark->targets = targets;
+        spark->token = options->token;
+        spark->alive = 0;
+        return 0;
+}
+
 struct spark *spark_free(struct spark *spark) {
         if (!spark)
                 return NULL;
-        texts_free(spark->masters, spark->master_count);
-        texts_free(spark->worker_hosts, spark->worker_host_count);
-        free(spark->ca_file);
-        free(spark->certificate_file);
-        free(spark->private_key_file);
+        targets_free(spark->targets);
         free(spark);
         return NULL;
 }

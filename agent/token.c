@@ -32,6 +32,7 @@
 #define HALF_LIFE_MIN_USEC (5 * USEC_PER_SEC)
 #define ANSWER_BYTES_MAX (64 * 1024)
 #define ERROR_MAX 255
+#define REDACT_MIN 8
 
 struct token {
         struct event *event;
@@ -298,6 +299,20 @@ int token_get(struct token *token, const char **ret) {
 
 const char *token_error(const struct token *token) {
         return token ? token->error : "";
+}
+
+void token_redact(const struct token *token, char *text) {
+        size_t size = token ? strlen(token->value) : 0, least = base_min_u64(size, REDACT_MIN);
+
+        while (size > 0 && *text) {
+                size_t same = 0;
+
+                while (same < size && text[same] == token->value[same])
+                        same++;
+                if (same >= least)
+                        memset(text, '*', same);
+                text += same >= least ? same : 1;
+        }
 }
 
 void token_refresh(struct token *token) {

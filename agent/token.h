@@ -30,5 +30,9 @@ DEFINE_CLEANUP(struct token *, token_free)
 int token_get(struct token *token, const char **ret);
 const char *token_error(const struct token *token);
 
+/* token_redact() - asterisks over each copy of the token in `text`, and over each piece that begins like it (8 bytes and
+ * more: the text may have been cut). For what a peer wrote: some send back what they did not like. NULL: nothing. */
+void token_redact(const struct token *token, char *text);
+
 /* token_refresh() - after UNAUTHENTICATED or SIGHUP: read or ask again at the next use. */
 void token_refresh(struct token *token);

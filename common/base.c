@@ -86,11 +86,17 @@ static size_t utf8_length(const uint8_t *bytes, size_t size) {
         return length;
 }
 
-/* utf8_is_control() - C0, DEL and C1 (U+0080 to U+009F); terminals obey all three. */
+/* utf8_is_control() - C0, DEL and C1 (U+0080 to U+009F), which terminals obey; U+2028 to U+202E and U+2066 to U+2069,
+ * which end a line in some viewers, or turn the order of what is shown. */
 static bool utf8_is_control(const uint8_t *bytes, size_t length) {
         if (length == 1)
                 return bytes[0] < 0x20 || bytes[0] == 0x7f;
-        return length == 2 && bytes[0] == 0xc2 && bytes[1] < 0xa0;
+        if (length == 2)
+                return bytes[0] == 0xc2 && bytes[1] < 0xa0;
+        if (length != 3 || bytes[0] != 0xe2)
+                return false;
+        return (bytes[1] == 0x80 && bytes[2] >= 0xa8 && bytes[2] <= 0xae) ||
+               (bytes[1] == 0x81 && bytes[2] >= 0xa6 && bytes[2] <= 0xa9);
 }
 
 void base_text_escape(char *target, size_t target_size, const void *source, size_t size) {

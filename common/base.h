@@ -78,9 +78,9 @@ bool base_driver_id_is_valid(const char *text, size_t size);
 bool base_text_copy(char *target, size_t size, const char *source);
 
 /* base_text_escape() - write `size` bytes at `source` into `target` (at most `target_size` with the NUL) as
- * valid UTF-8 without control characters: well-formed UTF-8 stays, anything else becomes \xNN. What does not
- * fit is cut at a whole character. For all text that comes from a peer or a process and goes to a log or on
- * the wire. */
+ * valid UTF-8 without control characters (those of direction and of lines among them): well-formed UTF-8 stays,
+ * anything else becomes \xNN. What does not fit is cut at a whole character. For all text that comes from a peer
+ * or a process and goes to a log or on the wire. */
 void base_text_escape(char *target, size_t target_size, const void *source, size_t size);
 
 /* base_text_is_utf8() - are these bytes well-formed UTF-8 (no surrogates, no overlong forms)? */

@@ -297,6 +297,48 @@ def test_create_submits_with_the_job_id(spark):
     assert caller.cancel(job.id).done
 
 
+def create_spec(plane, **spec):
+    """JobService.Create of any kind of job -> the Job."""
+    operation = Caller(plane).jobs.Create(job_service_pb2.CreateJobRequest(cluster_id="c1", name="my-job", **spec), timeout=LIMIT)
+    return wire.unpack(plane.wait_done(operation.id).response, Job)
+
+
+def test_create_submits_a_pyspark_job(spark):
+    """Spark's own PythonRunner is the main class; the job's kind and its fields come back in the Job."""
+    plane, master = spark
+    spec = job_pb2.PysparkJob(main_python_file_uri="file:/main.py", python_file_uris=["file:/a.py", "file:/b.zip"], args=["x", "y"],
+                              properties={"spark.executor.memory": "1g"}, packages=["g:a:1"], file_uris=["file:/f"])
+    job = create_spec(plane, pyspark_job=spec)
+    body = json.loads(master.requests_for("create")[0].body)
+    assert (body["appResource"], body["mainClass"]) == ("", "org.apache.spark.deploy.PythonRunner")
+    assert body["appArgs"] == ["file:/main.py", "file:/a.py,file:/b.zip", "x", "y"]
+    properties = body["sparkProperties"]
+    assert properties["spark.yandex.job.id"] == job.id and properties["spark.app.name"] == "my-job"
+    assert (properties["spark.jars.packages"], properties["spark.files"]) == ("g:a:1", "file:/f")
+    assert job.WhichOneof("job_spec") == "pyspark_job" and job.pyspark_job == spec
+    master.set_state(list(master.drivers)[0], "RUNNING")
+    wait_status(Caller(plane), job.id, Job.RUNNING)
+    assert not Caller(plane).cancel(job.id).done
+
+
+def test_create_submits_a_spark_connect_job(spark):
+    plane, master = spark
+    job = create_spec(plane, spark_connect_job=job_pb2.SparkConnectJob(properties={"spark.executor.memory": "1g"}))
+    body = json.loads(master.requests_for("create")[0].body)
+    assert body["mainClass"] == "org.apache.spark.sql.connect.service.SparkConnectServer"
+    assert body["sparkProperties"]["spark.yandex.job.id"] == job.id and job.WhichOneof("job_spec") == "spark_connect_job"
+
+
+@pytest.mark.parametrize("spec", [
+    {}, {"pyspark_job": job_pb2.PysparkJob()}, {"pyspark_job": job_pb2.PysparkJob(main_python_file_uri="x", args=["x"] * 101)},
+    {"pyspark_job": job_pb2.PysparkJob(main_python_file_uri="x", properties={"spark.yandex.job.id": "mine"})}])
+def test_create_refuses_other_kinds(spark, spec):
+    plane, master = spark
+    request = job_service_pb2.CreateJobRequest(cluster_id="c1", **spec)
+    assert code_of(Caller(plane).jobs.Create, request, timeout=LIMIT) == CODE.INVALID_ARGUMENT
+    assert not master.requests_for("create")
+
+
 @pytest.mark.parametrize("fields", [
     {"properties": {"spark.yandex.job.id": "mine"}}, {"properties": {"1x": "y"}}, {"properties": {"x": "y" * 257}},
     {"args": ["x"] * 101}, {"args": ["x" * 2048]}, {"main_class": "M" * 256}, {"main_class": ""}, {"main_jar_file_uri": ""}])

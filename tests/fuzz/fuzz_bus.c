@@ -14,6 +14,7 @@
  */
 #include "fuzz_files.h"
 #include "fuzz_loop.h"
+#include "fuzz_message.h"
 #include "bus.h"
 
 #include <sys/socket.h>
@@ -31,9 +32,10 @@ struct peer {
         struct span talk;
         bool ended;
         struct buffer heard;
-        unsigned reloads, retries;
+        unsigned reloads, retries, cancels;
 };
 
+static struct bus_call *kept; /* a Find that is not answered yet */
 static struct peer *peer;
 static struct bus *bus;
 
@@ -79,8 +81,42 @@ static int on_metrics(struct buffer *out, void *userdata) {
         return buffer_append_text(out, "x 1\n");
 }
 
+static void answer_kept(void) {
+        static const struct bus_lookalike lookalike = { 1, SHOWN_STATUS };
+
+        if (kept)
+                bus_call_answer_find(TAKE(kept), &(struct bus_find){ .job_id = "j1", .reason = SHOWN_STATUS }, &lookalike, 1);
+}
+
+/* Answered when all that the peer says is on its way. */
+static int on_find(const char *job_id, struct bus_call *call, void *userdata) {
+        (void)userdata;
+        FUZZ_CHECK(base_id_is_valid(job_id, strlen(job_id), JOB_ID_MAX));
+        answer_kept(); /* of a peer that was dropped */
+        kept = call;
+        return 0;
+}
+
+static int on_cancel(const char *job_id, uint32_t uid, struct bus_call *call, void *userdata) {
+        (void)userdata;
+        FUZZ_CHECK(base_id_is_valid(job_id, strlen(job_id), JOB_ID_MAX) && uid == geteuid());
+        if (peer->cancels++ & 1)
+                return -EBUSY;
+        bus_call_answer_cancel(call, "local-1");
+        return 0;
+}
+
+static int on_check(struct bus_call *call, void *userdata) {
+        static const struct bus_finding finding = { "name", "ok", SHOWN_STATUS, "" };
+
+        (void)userdata;
+        bus_call_answer_check(call, &finding, 1);
+        return 0;
+}
+
 static void start(void) {
-        static const struct bus_handlers handlers = { on_status, on_list, on_reload, on_retry, on_metrics };
+        static const struct bus_handlers handlers = { on_status, on_list, on_reload, on_retry, on_metrics,
+                                                      on_find,   on_cancel, on_check };
         char path[100];
 
         if (bus)
@@ -92,36 +128,6 @@ static void start(void) {
 
 /* ---- what the peer says ----------------------------------------------------------------------------------------- */
 
-static void put_u32(struct buffer *out, size_t value) {
-        const uint8_t bytes[] = { (uint8_t)value, (uint8_t)(value >> 8), (uint8_t)(value >> 16),
-                                  (uint8_t)(value >> 24) };
-
-        FUZZ_CHECK(buffer_append(out, bytes, sizeof(bytes)) == 0);
-}
-
-static void align(struct buffer *out, size_t start_at) {
-        while ((out->size - start_at) % 8 != 0)
-                FUZZ_CHECK(buffer_append(out, "", 1) == 0);
-}
-
-/* One header field: code, variant signature, and a text (for a signature its size is one byte). */
-static void put_field(struct buffer *out, size_t start_at, uint8_t code, char type, struct span text) {
-        const char head[] = { (char)code, 1, type, 0 };
-
-        align(out, start_at);
-        FUZZ_CHECK(buffer_append(out, head, sizeof(head)) == 0);
-        if (type == 'g')
-                FUZZ_CHECK(buffer_append(out, &(uint8_t){ (uint8_t)text.size }, 1) == 0);
-        else
-                put_u32(out, text.size);
-        FUZZ_CHECK(buffer_append(out, text.data, text.size) == 0 && buffer_append(out, "", 1) == 0);
-}
-
-static struct span text_span(const char *text) {
-        return (struct span){ (const uint8_t *)text, strlen(text) };
-}
-
-/* https://dbus.freedesktop.org/doc/dbus-specification.html#message-protocol-messages */
 static void put_call(struct buffer *out, uint8_t choice, uint32_t serial, struct span signature, struct span body) {
         static const struct {
                 const char *path, *interface, *member;
@@ -140,26 +146,20 @@ static void put_call(struct buffer *out, uint8_t choice, uint32_t serial, struct
                 { BUS_PATH, "org.freedesktop.DBus.Peer", "Ping" },
                 { "/", "org.freedesktop.DBus.Introspectable", "Introspect" },
                 { "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello" },
+                { BUS_PATH, BUS_NAME, "Find" },
+                { BUS_PATH, BUS_NAME, "Cancel" },
+                { BUS_PATH, BUS_NAME, "Check" },
         };
-        const size_t member = (choice & 0x7f) % ARRAY_SIZE(members), start_at = out->size;
-        const uint8_t head[] = { 'l', 1, choice & 0x80 ? 1 : 0 /* no reply expected */, 1 };
+        const size_t member = (choice & 0x7f) % ARRAY_SIZE(members);
 
-        FUZZ_CHECK(buffer_append(out, head, sizeof(head)) == 0);
-        put_u32(out, body.size);
-        put_u32(out, serial);
-        const size_t size_at = out->size;
-        put_u32(out, 0);
-        const size_t fields_at = out->size;
-        put_field(out, start_at, 1, 'o', text_span(members[member].path));
-        put_field(out, start_at, 2, 's', text_span(members[member].interface));
-        put_field(out, start_at, 3, 's', text_span(members[member].member));
-        if (signature.size > 0)
-                put_field(out, start_at, 8, 'g', signature);
-        const size_t size = out->size - fields_at;
-        out->data[size_at] = (uint8_t)size;
-        out->data[size_at + 1] = (uint8_t)(size >> 8);
-        align(out, start_at);
-        FUZZ_CHECK(buffer_append(out, body.data, body.size) == 0);
+        fuzz_message_put(out, &(struct fuzz_message){ .type = FUZZ_MESSAGE_CALL,
+                                                      .no_reply_expected = choice & 0x80,
+                                                      .serial = serial,
+                                                      .path = members[member].path,
+                                                      .interface = members[member].interface,
+                                                      .member = members[member].member,
+                                                      .signature = signature,
+                                                      .body = body });
 }
 
 static void put_calls(struct buffer *out, struct span input) {
@@ -218,6 +218,10 @@ static bool peer_step(void *userdata) {
                         return true;
                 }
         }
+        if (kept) { /* nothing is read from the peer before that */
+                answer_kept();
+                return true;
+        }
         with->ended = true;
         (void)shutdown(with->fd, SHUT_WR);
         return true;
@@ -250,10 +254,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         peer = &with;
         with.fd = connect_bus();
         fuzz_loop_run(fuzz_loop(), peer_step, &with);
+        answer_kept();
+        hear(&with);
         check_heard((struct span){ with.heard.data, with.heard.size });
         /* Only what was asked for by name was done. */
         FUZZ_CHECK(with.reloads == 0 || memmem(talk.data, talk.size, "Reload", 6));
         FUZZ_CHECK(with.retries == 0 || memmem(talk.data, talk.size, "Retry", 5));
+        FUZZ_CHECK(with.cancels == 0 || memmem(talk.data, talk.size, "Cancel", 6));
         base_close_pointer(&with.fd);
         buffer_deinit(&with.heard);
         return 0;

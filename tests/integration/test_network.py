@@ -23,6 +23,7 @@ WORLDS = int(os.environ.get("NETWORK_WORLDS") or 2)
 DRIVERS = int(os.environ.get("NETWORK_DRIVERS") or 16)
 SEED = int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
 DRIVERS_PER_WORKER = 8
+FREEZE = 4.0 if DRIVERS > 50 else 1.5  # longer than three heartbeats, where there is time for it
 KILL_RETRY = 2.5  # of Node.agent_defaults
 WAIT = 150  # the operations' deadline: none may need it
 KILL = "POST /v1/submissions/kill/"
@@ -43,8 +44,9 @@ class World:
             agent["ca_file"] = authority.certificate
         node.start_plane(**plane)
         port = int(node.plane.address.rpartition(":")[2])
-        # the stream lives long: let it get somewhere; a request to Spark is short: let it be hit
-        self.to_plane = FaultProxy(port, seed, "plane", {"pass": 3, "refuse": .5}, reach=30_000, seconds=1.5).start()
+        # The stream lives long: let it get somewhere. A request to Spark is
+        # short: let it be hit.
+        self.to_plane = FaultProxy(port, seed, "plane", {"pass": 3, "refuse": .5}, reach=30_000, seconds=FREEZE).start()
         self.to_masters = [FaultProxy(master.port, seed, f"master{number}", {"pass": 2, "refuse": .5}, reach=1500, seconds=1.5,
                                       ledger=True).start() for number, master in enumerate(self.masters)]
         node.make_agent(endpoint=f"{'https' if tls else 'http'}://127.0.0.1:{self.to_plane.port}", connect_timeout="1s",

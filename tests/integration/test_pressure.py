@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from harness import CLUSTER, until, wire
+from harness import CLUSTER, need_to_look_into, until, wire
 
 
 def cpu_seconds(pid):
@@ -25,6 +25,7 @@ def test_no_descriptors_left(node):
     """Not every driver can be watched, or /proc not be read: it is tried again at leisure, and nothing is claimed."""
     node.start()
     pid = node.agent.process.pid
+    need_to_look_into(pid)
     node.master.fault("hang", "status", count=None)  # so that nothing ends, and no descriptor comes free
     drivers = [node.run_job(f"j{number}") for number in range(20)]
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)

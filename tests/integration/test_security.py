@@ -23,7 +23,7 @@ from harness import AGENT, CLUSTER, LIMIT, ROOT, Agent, Job, NotifySocket, confi
 CTL = AGENT.parent / "spark-cancelctl"
 FORGED = "FORGED outcome CANCELLED"
 ESCAPES = f"a\r\n{FORGED}\x1b[2J\x1b]0;owned\x07\x9b31m\u202e"
-CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f]")  # a tab may stand in a line
+CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # a tab may stand in a line
 
 
 def sanitized():
@@ -82,6 +82,11 @@ def test_no_secret_gets_out(node):
     driver = node.run_job("j1")
     operation = node.plane.cancel("j1").id
     node.master.wait_request("status", driver.id, timeout=LIMIT)  # refused: another token
+    node.master.fault("body", count=2, code=403, body=json.dumps({
+        "action": "ErrorResponse", "message": f"ECHO {secrets['spark']}", "serverSparkVersion": "3.5.9"}).encode())
+    node.master.token = None
+    agent.wait_log(r"ECHO \*{8}")
+    node.master.token = "another"
     agent.restart()
     node.master.token = secrets["spark"]
     node.plane.wait_done(operation, LIMIT)
@@ -297,8 +302,10 @@ def test_ids_do_not_break_out_of_a_url(node):
         liars.append(node.start_driver(f"liar{number}", driver_id))
         node.plane.add_job(f"liar{number}")
         assert node.wait_done(node.cancel(f"liar{number}")).error.code == 5
-    for number in range(len(ids)):
+    for number, driver_id in enumerate(ids):
         node.plane.wait_done(f"op-{number}", LIMIT)
+        said = {report.outcome for report in node.plane.reports(f"op-{number}")}
+        assert said == ({"NOT_ON_NODE"} if driver_id == "killall" else {"INVALID_COMMAND"}), (driver_id, said)
     driver = node.run_job("real")
     node.wait_cancelled(node.cancel("real"), driver)
     asked = {request.driver_id for request in node.master.requests}

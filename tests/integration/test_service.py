@@ -7,10 +7,11 @@ import re
 import signal
 import socket
 import sqlite3
+import time
 
 import pytest
 
-from harness import LIMIT, VERSION, Agent, Job, config_text, until
+from harness import LIMIT, VERSION, Agent, Job, config_text, need_to_look_into, until
 
 GOOD = {"cluster_id": "c1", "endpoint": "http://127.0.0.1:1", "masters": "http://127.0.0.1:6066"}
 
@@ -108,6 +109,21 @@ def test_ready_without_anything_to_reach(bare):
     assert (bare.keys["state_directory"] / "agent.db").exists() and (bare.keys["runtime_directory"] / "bus").exists()
     bare.stop()
     assert "STOPPING=1" in bare.notify.messages
+
+
+def test_watchdog_is_served(bare, monkeypatch):
+    """More than twice in its time; not any more when the loop stands still."""
+    monkeypatch.setenv("WATCHDOG_USEC", "600000")
+    bare.start()
+    until(lambda: bare.notify.messages.count("WATCHDOG=1") >= 4, "the watchdog's messages")
+    bare.process.send_signal(signal.SIGSTOP)
+    until(lambda: "T" in open(f"/proc/{bare.process.pid}/stat", encoding="ascii").read().rsplit(")")[1].split()[0], "its stop")
+    served = bare.notify.messages.count("WATCHDOG=1")
+    end = time.monotonic() + 1
+    until(lambda: time.monotonic() > end, "the end of a second")
+    assert bare.notify.messages.count("WATCHDOG=1") <= served + 1  # one may have been on its way
+    bare.process.send_signal(signal.SIGCONT)
+    until(lambda: bare.notify.messages.count("WATCHDOG=1") > served + 1, "the watchdog's messages")
 
 
 def test_files_are_private(bare):
@@ -250,6 +266,23 @@ def test_sighup_takes_the_request_timeout(node):
     node.wait_cancelled(node.cancel("j1"), driver)
 
 
+def test_sighup_takes_other_masters(node):
+    """Also for a cancel that is under way: nobody answered so far, and now somebody does."""
+    node.start(masters=("STANDBY",))
+    driver = node.run_job("j1")
+    operation = node.cancel("j1")
+    node.master.wait_request("status", driver.id, timeout=LIMIT)
+    added = node.add_master()
+    reload(node.agent, masters=f"{node.master.url},{added.url}")
+    node.wait_cancelled(operation, driver)
+    assert added.requests_for("kill")
+    reload(node.agent, masters=added.url, worker_hosts="192.0.2.1")  # this Worker is not ours any more
+    other = node.run_job("j2")
+    operation = node.cancel("j2")
+    node.plane.wait_report(operation, "NOT_ON_NODE")
+    assert other.alive() and not other.kills
+
+
 def test_work_directory_comes_later(node):
     """The Worker is not installed yet: a warning, and watched for."""
     late = node.directory / "late" / "work"
@@ -273,6 +306,7 @@ def test_metrics_file(node):
 def test_cancels_leave_no_descriptor_behind(node):
     """No pidfd stays open, and the connections to Spark are kept in a small pool."""
     node.start()
+    need_to_look_into(node.agent.process.pid)
     directory = f"/proc/{node.agent.process.pid}/fd"
 
     def descriptors(kind=""):

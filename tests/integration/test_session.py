@@ -2,8 +2,13 @@
 """
 The session with the control plane: reports that are refused, streams that break, credentials that are wrong.
 """
+import contextlib
+import ctypes
 import json
+import os
 import signal
+import socket
+import stat
 import subprocess
 
 import grpc
@@ -13,6 +18,8 @@ from certificates import Authority
 from harness import CLUSTER, LIMIT, ROOT, agent_pb2, rules, until, wire
 from metadata import MetadataService
 from sparkcancel.agent.v1 import cancel_agent_service_pb2_grpc as agent_grpc
+
+PIDFD_GETFD = 438  # pidfd_getfd(2): the same number on every architecture
 
 
 def cancelled(node, job_id="again"):
@@ -177,6 +184,47 @@ def test_another_agent_of_the_same_node(node):
     node.agent.wait_log("another agent calls itself n1")
     cancelled(node)
     channel.close()
+
+
+def connections(node):
+    """The agent's connections to the control plane, each by its socket options."""
+    port, found = int(node.plane.address.rpartition(":")[2]), []
+    pidfd = os.pidfd_open(node.agent.process.pid)
+    for name in os.listdir(f"/proc/{node.agent.process.pid}/fd"):
+        fd = ctypes.CDLL(None).syscall(PIDFD_GETFD, pidfd, int(name), 0)
+        if fd >= 0 and not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            os.close(fd)
+        elif fd >= 0:
+            with socket.socket(fileno=fd) as one, contextlib.suppress(OSError):
+                peer = one.getpeername()
+                if isinstance(peer, tuple) and peer[1] == port:
+                    found.append([one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)] + [
+                        one.getsockopt(socket.IPPROTO_TCP, option) for option in (
+                            socket.TCP_NODELAY, socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT,
+                            socket.TCP_USER_TIMEOUT)])
+    os.close(pidfd)
+    return found
+
+
+@pytest.mark.parametrize("grace", [60.0, 0.2], ids=["the stream goes on", "the stream is cut"])
+def test_connections_that_age(node, grace):
+    """GOAWAY again and again, as servers and proxies that are drained send it: no command and no report is lost."""
+    node.start(plane={"connection_age": 0.3, "connection_grace": grace, "heartbeat": 1.0})
+    for number in range(200):
+        cancelled(node, f"j{number}")
+        if grace > 1 and len(connections(node)) >= 2:  # the old stream, and a new one for the calls
+            break
+        if grace < 1 and node.agent.log().count("connected to the control plane at") >= 4:
+            break
+    else:
+        raise AssertionError("no connection has aged")
+    cancelled(node, "last")
+
+
+def test_options_of_the_connection(node):
+    """A peer whose host has gone is noticed: keepalive when idle, TCP_USER_TIMEOUT when something was written."""
+    node.start()
+    assert connections(node) == [[1, 1, 20, 5, 3, 20000]]
 
 
 def test_many_open_operations(node):

@@ -223,7 +223,7 @@ static int file_write(sqlite3_file *base, const void *bytes, int size, sqlite3_i
         if (is_dead())
                 return SQLITE_IOERR_WRITE;
         if (write_fails(is_rewrite(file->disk, bytes, (size_t)size, (size_t)at), &full))
-                return full ? SQLITE_FULL : SQLITE_IOERR_WRITE;
+                return full ? SQLITE_FULL : outage == OUTAGE_NONE && sim_chance(200) ? SQLITE_IOERR_NOMEM : SQLITE_IOERR_WRITE;
         code = file->real->pMethods->xWrite(file->real, bytes, size, at);
         if (code == SQLITE_OK && file->disk)
                 disk_write(file->disk, bytes, (size_t)size, (size_t)at);

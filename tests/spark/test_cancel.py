@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cancels of real drivers of a real cluster, from the caller's Cancel to the caller's ended Operation."""
 import http.server
+import socket
+import struct
 import threading
 import time
 
@@ -141,6 +143,10 @@ class SlowJar:
                 slow.go_on.wait(120)
                 if not slow.cut:
                     self.wfile.write(content[len(content) // 2:])
+                    return
+                # a reset: an early end alone passes for the whole jar with the Worker
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
 
             def log_message(self, *_):
                 pass

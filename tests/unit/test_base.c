@@ -90,6 +90,9 @@ static void test_escape(void **state) {
                 {"a\nb\0c\x7f", 6, 64, "a\\x0Ab\\x00c\\x7F"},
                 {"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80", 9, 64, "\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80"},
                 {"\xc2\x9b", 2, 64, "\\xC2\\x9B"},          /* C1: a terminal takes it for ESC [ */
+                {"a\xe2\x80\xaez", 5, 64, "a\\xE2\\x80\\xAEz"}, /* U+202E: what follows is shown backwards */
+                {"\xe2\x80\xa8\xe2\x81\xa9", 6, 64, "\\xE2\\x80\\xA8\\xE2\\x81\\xA9"},
+                {"\xe2\x80\xa7\xe2\x81\xaa", 6, 64, "\xe2\x80\xa7\xe2\x81\xaa"}, /* their neighbours */
                 {"\xc0\xaf", 2, 64, "\\xC0\\xAF"},          /* overlong */
                 {"\xe0\x80\xaf", 3, 64, "\\xE0\\x80\\xAF"}, /* overlong */
                 {"\xed\xa0\x80", 3, 64, "\\xED\\xA0\\x80"}, /* surrogate */

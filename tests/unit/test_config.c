@@ -124,7 +124,6 @@ static void test_defaults(void **state) {
         assert_int_equal(config->retention_usec, 7 * 24 * USEC_PER_HOUR);
         assert_int_equal(config->retention_max, 200000);
         host[strcspn(host, ".")] = '\0';
-        assert_true(config->worker_hosts_found);
         assert_true(list_has(&config->worker_hosts, host));
         assert_false(list_has(&config->worker_hosts, "localhost")); /* every machine's own name */
         assert_false(list_has(&config->worker_hosts, "127.0.0.1"));
@@ -609,9 +608,10 @@ static void test_reload_conflict(void **state) {
                 {"[agent]\nlog_level = debug\nmetrics_file = /m\n", NULL},
                 {"[cancel]\nkill_retry = 30s\nretention = 1d\nmax_open = 5\nkills_per_worker = 2\n", NULL},
                 {"worker_terminate_timeout = 5s\nworker_heartbeat = 1s\n", NULL},
-                {"worker_hosts = a\n", "worker_hosts"},
+                {"worker_hosts = a\n", NULL},
                 {"job_id_property = x\n", "job_id_property"},
-                {"ca_file = /ca\n", "ca_file"},
+                {"ca_file = /ca\ncertificate_file = /c\nprivate_key_file = /k\n", NULL},
+                {"[control-plane]\nca_file = /ca\n", "ca_file"},
                 {"[agent]\nnode = other\n", "node"},
                 {"[agent]\nstate_directory = /other\n", "state_directory"},
                 {"[control-plane]\nserver_name = x\n", "server_name"},

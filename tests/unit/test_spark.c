@@ -360,6 +360,32 @@ static void test_dead_masters(void **state) {
         close(fds[1]);
 }
 
+/* A round that is under way goes to its end with the masters that it began with; the next one has the new ones. */
+static void test_reconfigure(void **state) {
+        struct fixture *fixture = *state;
+        struct spark_options options = {.masters = (const char *const[]){fixture->masters[2].server->url},
+                                        .master_count = 1,
+                                        .request_timeout_usec = USEC_PER_SEC};
+        struct spark_request *request = NULL;
+        struct answer answer = {.event = fixture->event};
+
+        be(fixture, STANDBY, ALIVE, ALIVE);
+        assert_int_equal(spark_kill(fixture->spark, ID, on_result, &answer, &request), 0);
+        assert_int_equal(spark_reconfigure(fixture->spark, &options), 0);
+        assert_int_equal(loop_run(fixture->event), 0);
+        assert_int_equal(answer.result.answer, SPARK_ACCEPTED);
+        assert_string_equal(answer.master, fixture->masters[1].server->url);
+        spark_request_free(request);
+
+        ask(fixture, true, &answer);
+        assert_int_equal(answer.result.answer, SPARK_ACCEPTED);
+        assert_string_equal(answer.master, fixture->masters[2].server->url);
+        options.master_count = 0;
+        assert_int_equal(spark_reconfigure(fixture->spark, &options), -EINVAL);
+        ask(fixture, true, &answer); /* nothing has changed */
+        assert_string_equal(answer.master, fixture->masters[2].server->url);
+}
+
 static void test_what_is_not_acceptable(void **state) {
         static const char *const ids[] = {"",      ".",   "..",   "a/b",        "a b",
                                           "a%2fb", "a?b", "a\nb", "driver-1;x", "\xc3\xa4"};
@@ -506,6 +532,7 @@ int main(void) {
                 TEST(test_rounds),
                 TEST(test_the_alive_one_is_asked_first),
                 TEST(test_dead_masters),
+                TEST(test_reconfigure),
                 TEST(test_what_is_not_acceptable),
                 TEST(test_token),
                 TEST(test_token_not_there_yet),

@@ -143,6 +143,39 @@ static void test_file_content(void **state) {
         }
 }
 
+static void test_redact(void **state) {
+        static const struct {
+                const char *text, *expected;
+        } table[] = {
+                {"", ""},
+                {"secret-of-mine", "**************"},
+                {"no: secret-of-mine, Bearer secret-of-mine!", "no: **************, Bearer **************!"},
+                {"cut off: secret-of-", "cut off: **********"},
+                {"a secret-of-minesecret-of-mine", "a ****************************"},
+                {"secret", "secret"}, /* a word is no secret */
+        };
+        struct fixture *fixture = *state;
+        char text[64];
+
+        make(fixture, fixture->path, NULL);
+        base_text_copy(text, sizeof(text), "secret-of-mine");
+        token_redact(NULL, text);
+        token_redact(fixture->token, text); /* not read yet */
+        assert_string_equal(text, "secret-of-mine");
+        write_bytes(fixture->path, "secret-of-mine\n", 15);
+        expect(fixture, "secret-of-mine");
+        for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
+                base_text_copy(text, sizeof(text), table[i].text);
+                token_redact(fixture->token, text);
+                assert_string_equal(text, table[i].expected);
+        }
+        write_bytes(fixture->path, "abc", 3);
+        expect(fixture, "abc");
+        base_text_copy(text, sizeof(text), "xabcab");
+        token_redact(fixture->token, text);
+        assert_string_equal(text, "x***ab");
+}
+
 static void test_file_size(void **state) {
         struct fixture *fixture = *state;
         char *text = malloc(1 << 20);
@@ -422,7 +455,7 @@ int main(void) {
                 TEST(test_none),
                 TEST(test_options),
                 TEST(test_file_content),
-                TEST(test_file_size),
+                TEST(test_redact), TEST(test_file_size),
                 TEST(test_file_comes_changes_and_goes),
                 TEST(test_what_is_no_file),
                 TEST(test_settled_file_is_not_read_again),

@@ -15,7 +15,7 @@ faults: what a test wants to go wrong
     reject     [operation=ID]                   report: REJECTED, for each report (of that operation)
     poison     operation=ID code=INVALID_ARGUMENT   report: every call with a report of that operation is refused
 
-`node=NAME` restricts any of them to one node.
+`node=NAME` restricts any of them to one node. GOAWAY is a matter of whole connections: --connection-age.
 """
 import threading
 

@@ -33,6 +33,8 @@ class Options:
     tls_cert: str = ""
     tls_key: str = ""
     client_ca: str = ""
+    connection_age: float = 0.0         # after it a connection gets GOAWAY; 0: never
+    connection_grace: float = 3600.0    # and is cut so long after that
     workers: int = 2048                 # threads at most: one for each stream and call
 
     def usec(self, name):

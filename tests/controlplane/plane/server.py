@@ -92,10 +92,12 @@ class ControlPlane:
         return self
 
     def _start_server(self):
-        self._server = grpc.server(
-            futures.ThreadPoolExecutor(self.options.workers, thread_name_prefix="call"),
-            options=(("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", CALL_MAX),
-                     ("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)))
+        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", CALL_MAX),
+                   ("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000)]
+        if self.options.connection_age:
+            options += [("grpc.max_connection_age_ms", round(self.options.connection_age * 1000)),
+                        ("grpc.max_connection_age_grace_ms", round(self.options.connection_grace * 1000))]
+        self._server = grpc.server(futures.ThreadPoolExecutor(self.options.workers, thread_name_prefix="call"), options=options)
         job_grpc.add_JobServiceServicer_to_server(JobService(self), self._server)
         operation_grpc.add_OperationServiceServicer_to_server(OperationService(self), self._server)
         endpoint_grpc.add_ApiEndpointServiceServicer_to_server(ApiEndpointService(self), self._server)
