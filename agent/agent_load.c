@@ -55,6 +55,8 @@ static int load_fill(struct operation *o, const struct store_operation *row) {
         o->report_sequence = row->report_sequence;
         o->report_final = row->report_final;
         o->done_real_usec = row->done_real_usec;
+        o->local = operation_was_local(row);
+        operation_observe(o);
         if (row->message[0] && !(o->message = strdup(row->message)))
                 return -ENOMEM;
         if (row->record.state != CANCEL_DONE) {

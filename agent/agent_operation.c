@@ -77,10 +77,17 @@ int operation_new(struct agent *agent, const char *id, struct operation **ret) {
         return 0;
 }
 
+/* Once, whoever waits for it. */
+void operation_tell_stored(struct operation *o, bool stored) {
+        if (o->stored)
+                TAKE(o->stored)(o, stored);
+}
+
 /* Also takes it out of every list that it is in; the caller has taken it out of the tree. */
 struct operation *operation_free(struct operation *o) {
         if (!o)
                 return NULL;
+        operation_tell_stored(o, false);
         if (o->touched)
                 TAILQ_REMOVE(&o->agent->touched, o, touched_link);
         if (o->wants_scan)
@@ -114,6 +121,7 @@ void operation_journal(const struct operation *o, enum journal_event event, cons
                               .cluster_id = o->cluster_id,
                               .driver_id = r->driver_id,
                               .driver_pid = r->process.pid,
+                              .master = o->master,
                               .state = cancel_state_to_text(r->state),
                               .outcome = cancel_outcome_to_text(r->outcome),
                       },
@@ -133,13 +141,14 @@ void operation_to_store(const struct operation *o, struct store_operation *ret) 
                 .app_name = o->app_name,
                 .message = o->message ? o->message : "",
                 .started_real_usec = o->started_real_usec,
-                .sequence = o->sequence,
+                .sequence = o->local ? 0 : o->sequence,
                 .acknowledged_sequence = o->acknowledged_sequence,
                 .report_sequence = o->report_sequence,
                 .report_final = o->report_final,
                 .report = { o->report, o->report_size },
                 .done_real_usec = o->done_real_usec,
         };
+        ret->record.dry_run = o->dry_run_asked;
 }
 
 /* ---- what the world says ------------------------------------------------------------------------------------ */
@@ -235,6 +244,7 @@ static int operation_on_killed(const struct spark_result *result, void *userdata
         };
 
         o->kill_request = spark_request_free(o->kill_request);
+        o->master = result->master;
         if (result->answer == SPARK_ACCEPTED)
                 operation_journal(o, JOURNAL_KILL_ACCEPTED, "kill accepted: driver %s of job %s, by %s",
                                   o->cancel.record.driver_id, o->job_id, result->master);
@@ -242,6 +252,7 @@ static int operation_on_killed(const struct spark_result *result, void *userdata
                 operation_journal(o, JOURNAL_KILL_FAILED, "kill of driver %s of job %s not accepted: %s (%s)",
                                   o->cancel.record.driver_id, o->job_id, spark_answer_to_text(result->answer),
                                   result->detail);
+        o->master = NULL;
         operation_feed(o, &event);
         return 0;
 }
@@ -406,9 +417,14 @@ static void operation_tell(struct operation *o, const struct cancel_record *befo
         uint64_t now = event_now_usec(o->agent->event);
 
         if (r->driver_id[0] != 0 && strcmp(before->driver_id, r->driver_id) != 0 && operation_is_news(o)) {
-                operation_journal(o, JOURNAL_DRIVER_FOUND, r->process.pid ? "driver found: %s of job %s, process %" PRId32 :
-                                  "driver found: %s of job %s, known to Spark here, no process (%" PRId32 ")",
-                                  r->driver_id, o->job_id, r->process.pid);
+                if (o->cancel.by_record)
+                        operation_journal(o, JOURNAL_DRIVER_FOUND,
+                                          "driver %s of job %s is not on this node; Spark's records are asked (queued_drivers)",
+                                          r->driver_id, o->job_id);
+                else
+                        operation_journal(o, JOURNAL_DRIVER_FOUND, r->process.pid ? "driver found: %s of job %s, process %" PRId32 :
+                                          "driver found: %s of job %s, known to Spark here, no process (%" PRId32 ")",
+                                          r->driver_id, o->job_id, r->process.pid);
                 if (r->command_driver_id[0] && strcmp(r->command_driver_id, r->driver_id) != 0)
                         operation_journal(o, JOURNAL_DRIVER_DIFFERS,
                                           "the command names driver %s, the process of job %s is driver %s: the process counts",
@@ -425,7 +441,8 @@ static void operation_tell(struct operation *o, const struct cancel_record *befo
                 operation_journal(o, JOURNAL_DRIVER_NOT_HERE, "no driver of job %s on this node; looking on until %s", o->job_id,
                                   "the operation is withdrawn or its deadline passes");
         if (before->outcome != r->outcome) {
-                operation_journal(o, JOURNAL_OUTCOME, "outcome %s: %s", cancel_outcome_to_text(r->outcome),
+                operation_journal(o, o->observed ? JOURNAL_OBSERVED : JOURNAL_OUTCOME, "outcome %s: %s",
+                                  cancel_outcome_to_text(r->outcome),
                                   o->message ? o->message : "");
                 metrics_add(METRICS_OUTCOMES, cancel_outcome_to_text(r->outcome), 1);
                 o->agent->last_outcome_usec = now;
@@ -434,7 +451,7 @@ static void operation_tell(struct operation *o, const struct cancel_record *befo
                 operation_journal(o, JOURNAL_REPORT_QUARANTINED,
                                   "the control plane rejected the report of job %s: kept, not sent again; "
                                   "see the control plane's log, then `spark-cancelctl retry %s`", o->job_id, o->id);
-        if (before->state == CANCEL_REPORT && r->state == CANCEL_DONE)
+        if (before->state == CANCEL_REPORT && r->state == CANCEL_DONE && !operation_is_silent(o, r->outcome))
                 operation_journal(o, JOURNAL_REPORT_ACKNOWLEDGED, "report acknowledged: job %s, %s", o->job_id,
                                   cancel_outcome_to_text(r->outcome));
 }
@@ -531,6 +548,7 @@ void operation_feed(struct operation *o, const struct cancel_event *event) {
                 agent_touch(o);
         operation_tell(o, &before.record);
         operation_count(o, before.record.state);
+        operation_end_silently(o, &before.record);
 }
 
 void operation_feed_simple(struct operation *o, enum cancel_event_type type) {
@@ -586,6 +604,9 @@ void operation_feed_scan(struct operation *o) {
         } else if (match == DRIVER_MATCH_NONE && r->command_driver_id[0] &&
                    driver_directory_exists(o->agent->driver, r->command_driver_id)) {
                 event.scan = CANCEL_SCAN_DIRECTORY;
+                base_text_copy(event.found.driver_id, sizeof event.found.driver_id, r->command_driver_id);
+        } else if (match == DRIVER_MATCH_NONE && r->command_driver_id[0] && o->agent->config->queued_drivers) {
+                event.scan = CANCEL_SCAN_RECORD;
                 base_text_copy(event.found.driver_id, sizeof event.found.driver_id, r->command_driver_id);
         }
         operation_feed(o, &event);

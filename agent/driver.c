@@ -77,6 +77,7 @@ int driver_new(struct event *event, const struct driver_options *options, int (*
                 return r;
         driver->proc_fd = options->proc_fd;
         driver->driver_uid = options->driver_uid;
+        driver->observe = options->observe;
         driver->ticks_per_second = ticks > 0 ? (uint64_t)ticks : 100;
         driver->argv_bytes = BUFFER_INIT(DRIVER_ARGV_MAX);
         driver->parent_bytes = BUFFER_INIT(DRIVER_ARGV_MAX);
@@ -109,6 +110,14 @@ struct driver *driver_free(struct driver *driver) {
 
 uint32_t driver_scan_size(const struct driver *driver) {
         return driver->table.size;
+}
+
+uint32_t driver_count(const struct driver *driver) {
+        uint32_t count = 0;
+
+        for (size_t i = 0; i < driver->table.count; i++)
+                count += driver->table.processes[i].found.job_id[0] != 0;
+        return count;
 }
 
 /* find_first() - the first of the job's processes; NULL: none. */

@@ -21,6 +21,7 @@ struct driver_options {
         const char *work_directory;  /* path; may not exist yet: watched for */
         const char *job_id_property; /* spark.yandex.job.id */
         int64_t driver_uid;          /* the expected owner; -1: owner of the work directory */
+        bool observe;                /* no signal is sent: driver_signal*() are -ECANCELED */
 };
 
 struct driver_found {
@@ -58,6 +59,9 @@ DEFINE_CLEANUP(struct driver *, driver_free)
  * not shown (hidepid=, ProtectProc=). */
 int driver_scan(struct driver *driver);
 uint32_t driver_scan_size(const struct driver *driver); /* processes seen in the last pass */
+
+/* driver_count() - the processes of the last scan that passed as some job's driver. */
+uint32_t driver_count(const struct driver *driver);
 
 /* driver_match() - what the last scan says of `job_id`: the first of its processes, in a fixed order, that stands behind
  * `after` (pid, start_ticks; NULL: of all). Any process of the drivers' user can claim to be a driver of any job, so a

@@ -78,7 +78,7 @@ struct page {
         struct frame leaks[FRAMES_MAX];              /* who made those that live at the end */
         uint32_t leak_modules[FRAMES_MAX];
         char left[2048];                             /* the open descriptors at the end */
-        uint8_t trace[TRACE_MAX];                    /* the kinds of the chosen calls */
+        uint64_t trace[TRACE_MAX];                   /* of each chosen call: kind, module, and where it was made */
 };
 
 static struct page nothing = { .nth = UINT64_MAX };
@@ -197,7 +197,7 @@ static struct verdict judge(enum kind kind, const void *address, const char *cal
                 return verdict;
         n = __atomic_add_fetch(&page->count, 1, __ATOMIC_RELAXED);
         if (n <= TRACE_MAX && page != &nothing)
-                page->trace[n - 1] = (uint8_t)kind;
+                page->trace[n - 1] = (uint64_t)kind << 56 | (uint64_t)module << 48 | ((uintptr_t)address & UINT32_MAX);
         if (page->action == ACTION_COUNT || n < page->nth || n - page->nth >= page->times)
                 return verdict;
         inside = true;
@@ -220,8 +220,11 @@ static void leave(struct verdict verdict) {
 
 /* ---- the real functions -------------------------------------------------------------------------------------------- */
 
-static _Alignas(16) char arena[4096]; /* for what is allocated while dlsym() looks for malloc() */
+/* For what is allocated while dlsym() looks for malloc(), and until AddressSanitizer's, which may stand behind us, is ready. */
+static _Alignas(16) char arena[1 << 20];
 static size_t arena_used;
+static bool begun;
+void __asan_init(void) __attribute__((weak));
 
 static void *real(void **slot, const char *name) {
         if (!*slot) {
@@ -335,22 +338,24 @@ static void find_memory(void) {
         real_malloc = (void *(*)(size_t))dlsym(RTLD_NEXT, "malloc");
 }
 
+static bool is_early(void) {
+        if (!real_malloc)
+                find_memory();
+        return !real_malloc || (!begun && __asan_init);
+}
+
 static bool refused(const void *address, const char *call) {
         return judge(KIND_ALLOCATE, address, call, false).fails;
 }
 
 void *malloc(size_t size) {
-        if (!real_malloc)
-                find_memory();
-        if (!real_malloc)
+        if (is_early())
                 return arena_allocate(size);
         return refused(HERE, "malloc") ? NULL : live_add(real_malloc(size), HERE);
 }
 
 void *calloc(size_t count, size_t size) {
-        if (!real_malloc)
-                find_memory();
-        if (!real_malloc)
+        if (is_early())
                 return arena_allocate(count * size); /* zero: it is used once */
         return refused(HERE, "calloc") ? NULL : live_add(real_calloc(count, size), HERE);
 }
@@ -373,8 +378,8 @@ static void *reallocate(void *pointer, size_t size, const void *address) {
 }
 
 void *realloc(void *pointer, size_t size) {
-        if (!real_malloc)
-                find_memory();
+        if (is_early() && !pointer)
+                return arena_allocate(size);
         return refused(HERE, "realloc") ? NULL : reallocate(pointer, size, HERE);
 }
 
@@ -399,7 +404,7 @@ void free(void *pointer) {
 }
 
 static char *duplicate(const char *text, size_t length, const void *address) {
-        char *copy = real_malloc(length + 1);
+        char *copy = is_early() ? arena_allocate(length + 1) : real_malloc(length + 1);
 
         if (!copy)
                 return NULL;
@@ -701,8 +706,8 @@ __attribute__((constructor)) static void begin(void) {
         void *mapped;
         int fd;
 
-        if (!real_malloc)
-                find_memory();
+        (void)is_early();
+        begun = true;
         if (!path)
                 return;
         (void)backtrace(addresses, 4); /* it loads libgcc_s, which allocates */

@@ -31,7 +31,7 @@ class Layout(ctypes.Structure):
         ("hits", ctypes.c_uint32), ("hit_kind", ctypes.c_uint32), ("hit_module", ctypes.c_uint32), ("frames", ctypes.c_uint32),
         ("leak_frames", ctypes.c_uint32), ("descriptors", ctypes.c_uint32), ("call", ctypes.c_char * 32),
         ("stack", Frame * FRAMES), ("leaks", Frame * FRAMES), ("leak_modules", ctypes.c_uint32 * FRAMES),
-        ("left", ctypes.c_char * 2048), ("trace", ctypes.c_uint8 * TRACE),
+        ("left", ctypes.c_char * 2048), ("trace", ctypes.c_uint64 * TRACE),
     ]
 
 
@@ -61,7 +61,7 @@ class Page:
         self.seen = Layout.from_buffer(self._map)
 
     def set(self, plan):
-        ctypes.memset(ctypes.addressof(self.seen), 0, ctypes.sizeof(Layout) - TRACE)
+        ctypes.memset(ctypes.addressof(self.seen), 0, Layout.trace.offset)
         self.seen.action = ACTIONS.index(plan.action)
         self.seen.kinds, self.seen.modules = mask(plan.kinds, KINDS), mask(plan.modules, MODULES)
         self.seen.store_only = plan.store_only
@@ -78,11 +78,9 @@ class Page:
         return (self.hit_module(), self.seen.call.decode()) if self.hit() else None
 
     def trace(self):
-        """The kinds of the chosen calls, in order."""
-        return [KINDS[number] for number in self.seen.trace[:min(self.seen.count, TRACE)]]
-
-    def count(self, kind, module):
-        return self.seen.counts[KINDS.index(kind)][MODULES.index(module)]
+        """The chosen calls, in order: (kind, module, a number for the place in the code)."""
+        return [(KINDS[word >> 56], MODULES[word >> 48 & 0xff], word & 0xffffffff)
+                for word in self.seen.trace[:min(self.seen.count, TRACE)]]
 
     def live(self):
         return dict(zip(MODULES, self.seen.live))

@@ -31,6 +31,7 @@ LIBRARY = harness.BUILD / "faults.so"
 CTL = harness.BUILD / "spark-cancelctl"
 STUCK = 75  # seconds in which the agent must end each cancel by itself; half a minute is the contract's patience with a stream
 RESTARTS = 6
+CASES_OF_A_STORE = 20  # what is done stays stored; and the calls of a start are more with each row
 CONFIG = 78
 
 # Not ours to mend: (module, call) whose failure the library itself does not check. json-c before 0.17: the name of a member.
@@ -39,7 +40,6 @@ UNCHECKED = {("json-c", "strdup")}
 KEYS = {
     "connect_timeout": "2s", "report_timeout": "2s", "reconnect_min": "10ms", "reconnect_max": "100ms", "request_timeout": "1s",
     "worker_terminate_timeout": "200ms", "worker_heartbeat": "20ms", "kill_retry": "500ms", "relaunch_window": "300ms",
-    "retention_max": "12",
 }
 PLANE = {"heartbeat": 1.0, "deadline": 600.0, "relaunch_window": 0.5, "poll": 0.5, "workers": 64}
 
@@ -54,7 +54,7 @@ class Life:
                        if name in ("PATH", "LANG", "TMPDIR", "ASAN_OPTIONS", "UBSAN_OPTIONS", "LSAN_OPTIONS")}
         if page is not None:
             environment |= {"LD_PRELOAD": str(LIBRARY), "FAULTS_PAGE": page.path, "FAULTS_STORE": str(world.state)}
-            environment["ASAN_OPTIONS"] = environment.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"
+            environment["ASAN_OPTIONS"] = environment.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0:detect_leaks=0"
         self.process = subprocess.Popen([harness.AGENT, f"--config={world.agent.config}"], stdin=subprocess.DEVNULL,
                                         stdout=subprocess.DEVNULL, stderr=world.log_file, env=environment)
         self.pidfd = os.pidfd_open(self.process.pid)
@@ -82,6 +82,7 @@ class Life:
 
 class World:
     def __init__(self, tls=False, **keys):
+        self.born = time.monotonic()
         self.node = harness.Node()
         self.node.cluster.terminate_timeout = 0.2
         self.node.cluster.end_delay = 0.002
@@ -99,7 +100,7 @@ class World:
         self.page = Page(self.node.directory / "page")
         self.log = self.node.directory / "agent.log"
         self.log_file = open(self.log, "ab", buffering=0)
-        self.lives = self.number = 0
+        self.lives = self.number = self.cases = 0
         self.baseline = None
         self.bystander = self.run_job(self.name("bystander"))
 
@@ -181,9 +182,10 @@ class World:
                 wrong.append(f"{operation_id} is CANCELLED and no master saw a kill")
             if report.metadata.driver_id != driver.id:
                 wrong.append(f"{operation_id} names the driver {report.metadata.driver_id}, not {driver.id}")
-            answered = [request for request in driver.kills if request.answer == 200]  # libcurl repeats what a dead connection lost
-            if report.metadata.kill_requests < len(answered):
-                wrong.append(f"{operation_id} reports {report.metadata.kill_requests} kill requests; the master answered {len(answered)}")
+            # those that got an answer: libcurl repeats by itself what was lost with a dead connection
+            answered = sum(1 for request in driver.kills if request.answer == 200)
+            if report.metadata.kill_requests < answered:
+                wrong.append(f"{operation_id} reports {report.metadata.kill_requests} kill requests; {answered} were answered")
         sequences = {}
         for one in self.plane.reports(operation_id):
             if sequences.setdefault(one.sequence, one.raw) != one.raw:
@@ -202,7 +204,7 @@ class World:
             for file in self.state.glob("*corrupt*"):
                 file.unlink()
         text = self.said(start)
-        if SANITIZER.search(text):
+        if SANITIZER.search(text) and self.page.hit_at() not in UNCHECKED:
             wrong.append("a sanitizer or an invariant has spoken")
         return wrong
 
@@ -229,13 +231,13 @@ class World:
         self.later = self.node.start_driver(self.later_id)
         life.signal(signal.SIGHUP)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run([CTL, f"--socket={self.agent.keys['runtime_directory']}/bus", "list", "--all", "--json"], stdout=subprocess.DEVNULL,
-                           stderr=subprocess.DEVNULL, timeout=5, check=False)
+            self.ask("list", "--all", "--json", timeout=5)
 
     def judge_exit(self, life, code, plan, asked):
         """A process that has ended: by a plan, cleanly, or wrongly?"""
         if life.page is None:
-            return [] if asked and code == 0 else [f"the agent ended with {code} without a fault"]
+            clean = (0, -signal.SIGTERM) if asked else ()  # the signal may come before there is a handler
+            return [] if code in clean else [f"the agent ended with {code} without a fault"]
         died = plan.action.startswith("die") and self.page.hit()
         if died and code == -signal.SIGKILL:
             return []
@@ -272,6 +274,12 @@ class World:
         """-> what was seen: a dict; `wrong` says what must not be."""
         if fresh:
             self.clear_store()
+        elif self.cases >= CASES_OF_A_STORE:
+            for first in (True, False):  # the second start still writes more than the later ones
+                seen = self.case(Plan(), fresh=first)
+                if seen["wrong"]:
+                    return seen
+        self.cases = 0 if fresh else self.cases + 1
         self.begin()
         start, wrong, codes = self.mark(), [], []
         stuck = False
@@ -332,10 +340,13 @@ class World:
             wrong += self.judge_operation(self.operations[1], self.later)
         return wrong + self.judge_world(start)
 
+    def ask(self, *words, timeout=harness.LIMIT):
+        socket = f"--socket={self.agent.keys['runtime_directory']}/bus"
+        return subprocess.run([CTL, socket, *words], capture_output=True, text=True, timeout=timeout, check=False)
+
     def open_operations(self):
         """What the agent itself says is open; None when it does not answer (yet)."""
-        run = subprocess.run([CTL, f"--socket={self.agent.keys['runtime_directory']}/bus", "list", "--json"], capture_output=True, text=True, timeout=10,
-                             check=False)
+        run = self.ask("list", "--json")
         return json.loads(run.stdout)["operations"] if run.returncode == 0 else None
 
     def rest(self):
@@ -354,13 +365,10 @@ class World:
         return wrong
 
     def measure(self):
-        """What is left at the end of a clean run; twice, and the larger of both."""
+        """What is left at the end of a clean run."""
         self.baseline = None
-        lives, names = [], []
         for _ in range(2):
-            self.case(Plan())
-            assert self.page.seen.ended, "the reference run did not end by itself"
-            lives.append(self.page.live())
-            names = self.page.descriptors()
-        self.baseline = ({module: max(live[module] for live in lives) for module in MODULES}, names)
-        return self.baseline
+            seen = self.case(Plan())
+            assert not seen["wrong"], seen
+        assert self.page.seen.ended, "the reference run did not end by itself"
+        self.baseline = (self.page.live(), self.page.descriptors())
