@@ -230,6 +230,19 @@ def test_job_whose_jar_is_on_its_way_and_nobody_names_its_driver(make_node, slow
     assert report.metadata.driver_id == driver_id
 
 
+def test_job_that_is_queued(make_node):
+    """It asks for more than the cluster has: it runs nowhere, and an agent with queued_drivers answers for it."""
+    node = make_node(plane={"send_driver_id": True}, cancel__queued_drivers="yes")
+    job_id = node.submit("Sleep", **{"spark.driver.cores": "500"})
+    driver_id = node.plane.state.job("c1", job_id)["driver_id"]
+    assert node.cluster.driver_state(driver_id) == "SUBMITTED"
+    operation = node.wait(node.cancel(job_id).id)
+    assert wire.unpack(operation.response, Job).status == Job.CANCELLED
+    report = node.final(operation.id)
+    assert report.outcome == "CANCELLED" and report.metadata.driver_state == "KILLED" == node.cluster.driver_state(driver_id)
+    assert report.metadata.kill_requests == 1 and not (node.cluster.work / driver_id).exists()
+
+
 def test_job_that_does_not_exist_yet(make_node):
     """The cancel comes first; the driver appears while the agent looks for it."""
     node = make_node(plane={"not_found_grace": 600.0})
