@@ -417,9 +417,14 @@ static void operation_tell(struct operation *o, const struct cancel_record *befo
         uint64_t now = event_now_usec(o->agent->event);
 
         if (r->driver_id[0] != 0 && strcmp(before->driver_id, r->driver_id) != 0 && operation_is_news(o)) {
-                operation_journal(o, JOURNAL_DRIVER_FOUND, r->process.pid ? "driver found: %s of job %s, process %" PRId32 :
-                                  "driver found: %s of job %s, known to Spark here, no process (%" PRId32 ")",
-                                  r->driver_id, o->job_id, r->process.pid);
+                if (o->cancel.by_record)
+                        operation_journal(o, JOURNAL_DRIVER_FOUND,
+                                          "driver %s of job %s is not on this node; Spark's records are asked (queued_drivers)",
+                                          r->driver_id, o->job_id);
+                else
+                        operation_journal(o, JOURNAL_DRIVER_FOUND, r->process.pid ? "driver found: %s of job %s, process %" PRId32 :
+                                          "driver found: %s of job %s, known to Spark here, no process (%" PRId32 ")",
+                                          r->driver_id, o->job_id, r->process.pid);
                 if (r->command_driver_id[0] && strcmp(r->command_driver_id, r->driver_id) != 0)
                         operation_journal(o, JOURNAL_DRIVER_DIFFERS,
                                           "the command names driver %s, the process of job %s is driver %s: the process counts",
@@ -599,6 +604,9 @@ void operation_feed_scan(struct operation *o) {
         } else if (match == DRIVER_MATCH_NONE && r->command_driver_id[0] &&
                    driver_directory_exists(o->agent->driver, r->command_driver_id)) {
                 event.scan = CANCEL_SCAN_DIRECTORY;
+                base_text_copy(event.found.driver_id, sizeof event.found.driver_id, r->command_driver_id);
+        } else if (match == DRIVER_MATCH_NONE && r->command_driver_id[0] && o->agent->config->queued_drivers) {
+                event.scan = CANCEL_SCAN_RECORD;
                 base_text_copy(event.found.driver_id, sizeof event.found.driver_id, r->command_driver_id);
         }
         operation_feed(o, &event);

@@ -224,6 +224,7 @@ static void scanned_in_kill(struct cancel *c, const struct cancel_config *config
 static void on_scanned(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                        const struct cancel_now *now, struct cancel_update *u) {
         c->unproved = false;
+        c->by_record = e->scan == CANCEL_SCAN_RECORD;
         switch (c->record.state) {
         case CANCEL_SEARCH:
                 scanned_in_search(c, config, e, now, u);
@@ -307,13 +308,34 @@ static void note_no_master(struct cancel *c, const struct cancel_now *now, struc
         }
 }
 
+/* A driver that this agent answers for from Spark's records alone (queued_drivers). One that is SUBMITTED runs nowhere,
+ * so nobody else can kill it; one that has ended is answered by Spark's word. A driver on a Worker is the business of
+ * that node. ERROR says that Spark has lost its Worker, or that it could not be started: its node has until
+ * relaunch_window to tell more. True: Spark's record is enough to go on. */
+static bool record_answers(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
+                           const struct cancel_now *now, struct cancel_update *u) {
+        if (e->here || (e->word == CANCEL_WORD_SUBMITTED && !e->elsewhere))
+                return true;
+        if (e->word == CANCEL_WORD_ERROR) {
+                c->ask_usec = now->usec + POLL_USEC;
+                return now->usec >= base_usec_add(c->record.received_usec, config->relaunch_window_usec);
+        }
+        if (cancel_word_is_final(e->word))
+                return true;
+        cancel_report_progress(c, u, CANCEL_NOT_ON_NODE);
+        c->ask_usec = now->usec + RETRY_USEC_MAX;
+        return false;
+}
+
 static void status_in_kill(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                            const struct cancel_now *now, struct cancel_update *u) {
-        if (e->elsewhere && cancel_kills_of_driver(c) == 0 && c->record.state == CANCEL_KILL) {
+        if (c->by_record && c->record.state == CANCEL_KILL) {
+                if (!record_answers(c, config, e, now, u))
+                        return;
+        } else if (e->elsewhere && cancel_kills_of_driver(c) == 0 && c->record.state == CANCEL_KILL) {
                 cancel_back_to_search(c, config, now, u);
                 return;
-        }
-        if (!e->here) { /* known, but on no worker yet */
+        } else if (!e->here) { /* known, but on no worker yet */
                 c->ask_usec = now->usec + POLL_USEC;
                 look_for_another(c, u, now);
                 return;
@@ -384,6 +406,8 @@ static void status_unknown(struct cancel *c, const struct cancel_config *config,
                 cancel_back_to_search(c, config, now, u); /* neither a Worker nor Spark vouches for it */
                 return;
         }
+        if (c->record.state == CANCEL_KILL && c->by_record && !cancel_was_placed(c))
+                cancel_report_progress(c, u, CANCEL_NOT_ON_NODE);
         c->ask_usec = now->usec + RETRY_USEC_MAX; /* no ALIVE master knows the driver: no kill goes out */
         look_for_another(c, u, now);
 }

@@ -98,6 +98,7 @@ struct cancel {
         bool driver_held;        /* the process is proved alive and watched through its pidfd */
         bool orphan;             /* not seen under its Worker: it counts only when Spark's status places it here */
         bool placed_here;        /* Spark's status named a worker of this node for record.driver_id */
+        bool by_record;          /* the last scan said RECORD: Spark's records alone answer for record.driver_id */
         bool kill_planned;       /* the last counted kill request has not been sent */
         bool wants_slot;         /* waits for its turn at the worker */
         bool asking;             /* a status question is in flight */
@@ -169,6 +170,8 @@ enum cancel_scan { /* what one pass over the node says about the job, behind `as
         CANCEL_SCAN_NONE,        /* no driver of the job, or one that does not count (claimed by two jobs) */
         CANCEL_SCAN_PROCESS,     /* a proved process: `found` */
         CANCEL_SCAN_DIRECTORY,   /* no process, but the command's driver id has a directory here: `found.driver_id` */
+        CANCEL_SCAN_RECORD,      /* neither, but this agent answers for the command's driver id from Spark's records alone
+                                  * (queued_drivers): `found.driver_id` */
         CANCEL_SCAN_MAX,
 };
 

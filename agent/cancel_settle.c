@@ -26,8 +26,9 @@ enum cancel_outcome cancel_outcome_of_gone(const struct cancel *c) {
         case CANCEL_WORD_FINISHED:
                 return CANCEL_ALREADY_DONE;
         case CANCEL_WORD_FAILED:
-        case CANCEL_WORD_ERROR:
                 return CANCEL_ALREADY_FAILED;
+        case CANCEL_WORD_ERROR: /* Spark's record alone does not prove that the process is gone */
+                return c->by_record ? CANCEL_DRIVER_LOST : CANCEL_ALREADY_FAILED;
         case CANCEL_WORD_UNKNOWN_ID:
                 return c->unknown_answers >= 2 && cancel_was_placed(c) ? CANCEL_DRIVER_LOST : CANCEL_OUTCOME_NONE;
         case CANCEL_WORD_NONE:

@@ -396,6 +396,113 @@ static void test_directory_alone_answers_nothing(void **state) {
         }
 }
 
+static struct bench begin_by_record(void) {
+        struct cancel_event record = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_RECORD };
+        struct bench b = begin(false, &config);
+
+        base_text_copy(record.found.driver_id, sizeof record.found.driver_id, "driver-1");
+        feed(&b, &record);
+        assert_state(&b, KILL);
+        return b;
+}
+
+static void scan_record(struct bench *b) {
+        struct cancel_event record = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_RECORD };
+
+        base_text_copy(record.found.driver_id, sizeof record.found.driver_id, "driver-1");
+        feed(b, &record);
+}
+
+/* queued_drivers: Spark's record alone answers for a driver that runs nowhere, and for one that has ended. */
+static void test_queued_driver_is_killed(void **state) {
+        struct bench b = begin_by_record();
+        (void)state;
+
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_STATUS, .answer = CANCEL_ANSWER_ACCEPTED,
+                                         .word = CANCEL_WORD_SUBMITTED });
+        assert_true(b.update.change & CANCEL_SLOT_WANTED);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        assert_true(b.update.act & CANCEL_ACT_KILL);
+        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        pass(&b, b.now + SEC);
+        feed_status(&b, CANCEL_WORD_KILLED, false);
+        assert_state(&b, SETTLE);
+        scan_record(&b);
+        feed_status(&b, CANCEL_WORD_KILLED, false);
+        assert_outcome(&b, CANCELLED);
+}
+
+static void test_record_of_a_driver_that_has_ended(void **state) {
+        static const struct {
+                enum cancel_word word;
+                enum cancel_outcome outcome;
+        } cases[] = {
+                { CANCEL_WORD_FINISHED, CANCEL_ALREADY_DONE },
+                { CANCEL_WORD_FAILED, CANCEL_ALREADY_FAILED },
+                { CANCEL_WORD_KILLED, CANCEL_CANCELLED },
+        };
+        (void)state;
+
+        for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+                struct bench b = begin_by_record();
+
+                feed_status(&b, cases[i].word, false);
+                assert_state(&b, SETTLE);
+                scan_record(&b);
+                feed_status(&b, cases[i].word, false);
+                assert_int_equal(b.cancel.record.outcome, cases[i].outcome);
+                assert_int_equal(b.cancel.record.kill_requests, 0);
+        }
+}
+
+/* ERROR: the driver's own node has until relaunch_window to prove more. */
+static void test_record_of_a_driver_that_spark_lost(void **state) {
+        struct bench b = begin_by_record();
+        (void)state;
+
+        while (b.now < START + config.relaunch_window_usec) {
+                if (b.cancel.asking)
+                        feed_status(&b, CANCEL_WORD_ERROR, false);
+                assert_state(&b, KILL);
+                assert_int_equal(b.cancel.record.progress, CANCEL_OUTCOME_NONE);
+                pass(&b, b.now + SEC);
+        }
+        feed_status(&b, CANCEL_WORD_ERROR, false);
+        assert_state(&b, SETTLE);
+        scan_record(&b);
+        feed_status(&b, CANCEL_WORD_ERROR, false);
+        assert_outcome(&b, DRIVER_LOST);
+}
+
+/* It runs on another node, or Spark does not know it: not ours, said once, and asked again. */
+static void test_record_that_answers_nothing(void **state) {
+        (void)state;
+
+        for (int unknown = 0; unknown < 2; unknown++) {
+                struct bench b = begin_by_record();
+                uint32_t reports = 0;
+
+                for (int i = 0; i < 60; i++) {
+                        bool asked = b.cancel.asking;
+
+                        if (asked && unknown)
+                                feed_status_answer(&b, CANCEL_ANSWER_UNKNOWN_ID);
+                        else if (asked)
+                                feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_STATUS, .answer = CANCEL_ANSWER_ACCEPTED,
+                                                                 .word = CANCEL_WORD_RUNNING, .elsewhere = true });
+                        reports += asked && (b.update.act & CANCEL_ACT_PROGRESS);
+                        assert_state(&b, KILL);
+                        assert_false(b.update.act & CANCEL_ACT_KILL);
+                        pass(&b, b.now + SEC);
+                }
+                assert_int_equal(reports, 1);
+                assert_int_equal(b.cancel.record.progress, CANCEL_NOT_ON_NODE);
+                pass(&b, START + 900 * SEC);
+                assert_state(&b, DONE);
+                assert_outcome(&b, );
+        }
+}
+
 /* A driver that is known by its directory alone: Spark is asked each second, not as fast as it answers. */
 static void test_accepted_without_a_process_is_asked_at_a_pace(void **state) {
         struct cancel_event directory = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_DIRECTORY };
@@ -665,6 +772,10 @@ int main(void) {
                 cmocka_unit_test(test_refused_for_good),
                 cmocka_unit_test(test_withdrawn),
                 cmocka_unit_test(test_directory_alone_answers_nothing),
+                cmocka_unit_test(test_queued_driver_is_killed),
+                cmocka_unit_test(test_record_of_a_driver_that_has_ended),
+                cmocka_unit_test(test_record_of_a_driver_that_spark_lost),
+                cmocka_unit_test(test_record_that_answers_nothing),
                 cmocka_unit_test(test_accepted_without_a_process_is_asked_at_a_pace),
                 cmocka_unit_test(test_duplicate_resends),
                 cmocka_unit_test(test_quarantine_and_retry),
