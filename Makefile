@@ -121,16 +121,18 @@ $(BUILD)/sim/sim: $(SIM_O)
 	$(call quiet,LD,$@) $(CC) $(LDFLAGS_ALL) -Wl,--wrap=cancel_step -o $@ $^ $(LIBS)
 
 SIM_SCHEDULES ?= 1000
-.PHONY: check-sim check-sim-long check-mutants
+.PHONY: check-sim check-sim-long check-mutants check-mutants-some
 check-sim: $(BUILD)/sim/sim
 	@$(BUILD)/sim/sim --schedules $(SIM_SCHEDULES)
 
 check-sim-long: $(BUILD)/sim/sim
 	@$(BUILD)/sim/sim --schedules 20000
-# Do the tests see it when a move of the machine is left out? By hand, and it fails: 55 of 224 mutants survive, and
-# are not explained one by one yet. A bound fitted to that number would prove nothing.
-check-mutants: $(BUILD)/sim/sim $(BUILD)/unit/test_cancel
+# Do the tests see it when a move of the machine is left out or changed, one at a time? check-mutants-some takes a part.
+MUTANT_TOOLS := $(BUILD)/sim/sim $(addprefix $(BUILD)/unit/test_cancel,$(empty) _settle _walk)
+check-mutants: $(MUTANT_TOOLS)
 	@$(PYTHON) tests/sim/mutate
+check-mutants-some: $(MUTANT_TOOLS)
+	@$(PYTHON) tests/sim/mutate --schedules 100 --share 1/4
 
 # ---- fuzzing: see tests/fuzz/README.md ------------------------------------------------------------------------
 # With any compiler a target is a program that runs each input of its corpus once (replay.c). Under FUZZER=1, which

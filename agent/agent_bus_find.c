@@ -174,12 +174,14 @@ static void find_add_lookalike(const struct driver_lookalike *lookalike, void *u
 
 /* The next process that passes for the job's driver: ask Spark about it. None left: answer. */
 static int find_next(struct find *find) {
-        struct candidate *candidate = &find->candidates[find->candidate_count];
+        const size_t count = find->candidate_count;
+        struct candidate *candidate = &find->candidates[count];
         enum driver_match match = DRIVER_MATCH_NONE;
         int r;
 
-        if (find->candidate_count == 0)
-                match = driver_match(find->agent->driver, find->job_id, &candidate->found);
+        if (count < CANDIDATES_MAX)
+                match = driver_match(find->agent->driver, find->job_id, count > 0 ? &find->candidates[count - 1].found : NULL,
+                                     &candidate->found);
         switch (match) {
         case DRIVER_MATCH_NONE:
         case DRIVER_MATCH_CONTESTED:

@@ -32,14 +32,21 @@ struct operation;
 
 TAILQ_HEAD(operation_list, operation);
 
+/* A slot whose operation has ended while its Worker may still be at the kill. */
+struct kept_slot {
+        TAILQ_ENTRY(kept_slot) link;
+        uint64_t until_usec;
+};
+
 /* A Worker process and the kills outstanding at it (design: pacing). pid 0 stands for drivers without a process. */
 struct worker {
         TAILQ_ENTRY(worker) link;
         int32_t pid;
         uint64_t start_ticks;
-        uint64_t outstanding;
+        uint64_t outstanding;          /* slots that are held or kept */
         uint64_t free_usec;            /* room for its heartbeats after a slow kill: nothing before this time */
         struct operation_list waiting;
+        TAILQ_HEAD(, kept_slot) kept;  /* the oldest kill first */
 };
 
 struct operation {
@@ -50,7 +57,7 @@ struct operation {
         char driver_state[DRIVER_STATE_MAX + 1]; /* Spark's own word */
         char app_name[64];
         char told_driver_id[DRIVER_ID_MAX + 1];  /* the journal has told of this driver */
-        bool told_foreign;                       /* … and that it is not to be touched */
+        int32_t told_foreign;                    /* … and that this process is not to be touched */
         struct agent *agent;
         struct cancel cancel;
         uint8_t *raw;                  /* the command's Operation; NULL: only the id is remembered */
@@ -198,7 +205,9 @@ int report_make(struct operation *o, bool final);
 /* agent_pace.c */
 void pace_want(struct operation *o);
 void pace_release(struct operation *o);
-void pace_adopt(struct operation *o); /* after a restart: a stored kill that has not ended holds its slot */
+/* After a restart: a stored kill that has not ended holds its slot; pace_keep() when its operation has. */
+void pace_adopt(struct operation *o);
+void pace_keep(struct operation *o);
 void pace_grant(struct agent *agent);
 void pace_deinit(struct agent *agent);
 

@@ -2,6 +2,7 @@
 """One lab and one world for the whole run. A failed test shows the end of its nodes' journals."""
 import os
 import pathlib
+import signal
 import sys
 
 import pytest
@@ -11,8 +12,13 @@ from lab import Lab, Unable  # noqa: E402
 from world import CONFIG, UNIT, World, units_of  # noqa: E402
 
 
+def interrupt(number, _frame):
+    raise KeyboardInterrupt(number)
+
+
 @pytest.fixture(scope="session")
 def lab():
+    signal.signal(signal.SIGTERM, interrupt)  # lest nodes and namespaces stay behind
     made = Lab()
     try:
         try:
@@ -55,6 +61,7 @@ def field(cluster):
     """The cluster in order, at the start of a test and put back in order after it."""
     yield cluster
     cluster.lab.rules()
+    cluster.start_plane()
     for name, node in cluster.nodes.items():
         node.heal()
         if not node.running():
