@@ -749,6 +749,7 @@ static void test_supervised_driver_comes_back(void **state) {
         feed_scan_process(&b, 101, "driver-1", true);
         assert_state(&b, KILL);
         assert_int_equal(b.cancel.record.process.pid, 101);
+        assert_int_equal(b.cancel.record.killed_usec, 0); /* that kill is over */
 }
 
 int main(void) {

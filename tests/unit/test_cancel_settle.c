@@ -353,12 +353,47 @@ static void test_stuck_process_makes_room_for_another(void **state) {
         feed_scan_process(&b, 100, "driver-1", false);
         assert_state(&b, KILL);
         assert_string_equal(b.cancel.record.driver_id, "driver-1");
+        assert_int_equal(b.cancel.record.word, CANCEL_WORD_NONE); /* FINISHED was the other one's */
+        assert_false(b.cancel.looking);
         assert_true(b.update.change & CANCEL_HOLD);
         feed_status(&b, CANCEL_WORD_RUNNING, true);
         feed_type(&b, CANCEL_EVENT_SLOT);
         assert_int_equal(b.update.act, CANCEL_ACT_KILL);
         feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
         assert_state(&b, WAIT);
+        exits(&b);
+        assert_int_equal(b.cancel.aside.pid, 0); /* the last scan begins at the head */
+}
+
+/* The named driver's directory is here, too, and Spark places it elsewhere as well: the next pass begins at the head. */
+static void test_directory_behind_a_decoy(void **state) {
+        struct cancel_event directory = { .type = CANCEL_EVENT_SCANNED, .scan = CANCEL_SCAN_DIRECTORY };
+        struct bench b = begin(false, &config);
+        (void)state;
+
+        base_text_copy(directory.found.driver_id, sizeof directory.found.driver_id, "driver-9");
+        found_elsewhere(&b, 900, "driver-9");
+        feed(&b, &directory);
+        feed_status(&b, CANCEL_WORD_RUNNING, false);
+        assert_state(&b, SEARCH);
+        assert_int_equal(b.cancel.aside.pid, 0);
+        assert_int_equal(b.update.ask, 0);
+        assert_int_equal(b.update.wake_usec, b.now + config.search_interval_usec);
+        assert_int_equal(b.cancel.record.progress, CANCEL_NOT_ON_NODE);
+}
+
+/* The deadline passes in the midst of a pass: what stands behind the decoy is looked at before the operation ends. */
+static void test_deadline_within_a_pass(void **state) {
+        struct bench b = begin(false, &config);
+        (void)state;
+
+        feed_scan_none(&b);
+        found_elsewhere(&b, 900, "driver-9");
+        feed_at(&b, b.cancel.record.deadline_usec);
+        assert_state(&b, SEARCH);
+        feed_scan_process(&b, 100, "driver-1", false);
+        assert_outcome(&b, DEADLINE_EXCEEDED);
+        assert_string_equal(b.cancel.record.driver_id, "driver-1");
 }
 
 /* Alone it is held on to; a new pass begins when it had its time, and goes by itself. */
@@ -428,6 +463,12 @@ static void test_driver_in_back_off_is_killed_again(void **state) {
         assert_int_equal(b.cancel.record.kill_requests, 2);
         feed_type(&b, CANCEL_EVENT_SLOT);
         assert_int_equal(b.update.act, CANCEL_ACT_KILL);
+        b.cancel.record.leftover_processes = 2; /* of the process before */
+        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        pass(&b, b.now + SEC / 10);
+        feed_status(&b, CANCEL_WORD_KILLED, true);
+        assert_state(&b, SETTLE);
+        assert_int_equal(b.cancel.record.leftover_processes, 0);
 }
 
 /* RELAUNCHING until the window is over: it runs, or will run, on another node. */
@@ -435,6 +476,7 @@ static void test_relaunched_elsewhere(void **state) {
         struct bench b = begin_supervised_gone();
         (void)state;
 
+        b.cancel.record.escalation = b.cancel.signalled = CANCEL_ESCALATION_SIGTERM;
         for (int i = 0; i < 1000 && b.cancel.record.state == CANCEL_SETTLE; i++) {
                 if (b.cancel.asking)
                         feed_status(&b, CANCEL_WORD_RELAUNCHING, true);
@@ -448,7 +490,10 @@ static void test_relaunched_elsewhere(void **state) {
         assert_int_equal(b.cancel.record.progress, CANCEL_NOT_ON_NODE);
         assert_int_equal(b.cancel.record.accepted_usec, 0);
         assert_int_equal(b.cancel.record.ended_usec, 0);
+        assert_int_equal(b.cancel.record.escalation, CANCEL_ESCALATION_NONE);
         assert_string_equal(b.cancel.record.driver_id, "");
+        feed_at(&b, b.cancel.record.deadline_usec);
+        assert_state(&b, DONE); /* nothing is in the way of the end */
 }
 
 /* ---- one record, one driver ------------------------------------------------------------------------------------- */
@@ -495,6 +540,7 @@ static void test_signal_is_about_one_process(void **state) {
         feed_scan_process(&b, 200, "driver-1", true); /* Spark has started it again */
         assert_state(&b, KILL);
         assert_int_equal(b.cancel.record.escalation, CANCEL_ESCALATION_NONE);
+        assert_int_equal(b.cancel.record.ended_usec, 0);
 }
 
 /* ---- signals that were not sent --------------------------------------------------------------------------------- */
@@ -588,6 +634,8 @@ int main(void) {
                 cmocka_unit_test(test_suspect_is_asked_about_again),
                 cmocka_unit_test(test_suspect_that_ends),
                 cmocka_unit_test(test_stuck_process_makes_room_for_another),
+                cmocka_unit_test(test_directory_behind_a_decoy),
+                cmocka_unit_test(test_deadline_within_a_pass),
                 cmocka_unit_test(test_stuck_process_that_is_alone),
                 cmocka_unit_test(test_driver_in_back_off_is_killed_again),
                 cmocka_unit_test(test_relaunched_elsewhere),
