@@ -336,8 +336,9 @@ install: all
 		$(INSTALL) -D -m 644 {} $(abspath $(DESTDIR)$(DOCDIR))/proto/{} \;
 	set -e; for page in $(MAN); do $(INSTALL) -D -m 644 -t $(DESTDIR)$(MANDIR)/man$${page##*.} $$page; done
 	set -e; for file in $(CATALOG); do $(INSTALL) -D -m 644 -t $(DESTDIR)$(CATALOGDIR) $$file; done
-	set -e; for file in $(COMPLETION); do \
-		$(INSTALL) -D -m 644 $$file $(DESTDIR)$(COMPLETIONDIR)/$$(basename $$file .bash); done
+	$(if $(COMPLETION),$(INSTALL) -d $(DESTDIR)$(COMPLETIONDIR))
+	set -e; for file in $(COMPLETION); do target=$(DESTDIR)$(COMPLETIONDIR)/$$(basename $$file .bash); \
+		if [ -L $$file ]; then ln -sf $$(readlink $$file) $$target; else $(INSTALL) -m 644 $$file $$target; fi; done
 	@# The administrator's configuration is never touched.
 	[ -e $(DESTDIR)$(CONFDIR)/agent.conf ] || $(INSTALL) -m 644 etc/agent.conf $(DESTDIR)$(CONFDIR)/agent.conf
 

@@ -178,7 +178,7 @@ int ctl_find(sd_bus *bus, const struct ctl_options *options) {
         if (options->json) {
                 putchar('{');
                 ctl_json_fields(&object);
-                fputs(",\"lookalikes\":[", stdout);
+                printf("%s\"lookalikes\":[", object.count > 0 ? "," : "");
         } else
                 print_find(&object);
         r = print_lookalikes(reply, options->json);
@@ -294,7 +294,7 @@ static int print_status(sd_bus_message *reply, const struct ctl_finding *finding
         if (json) {
                 putchar('{');
                 ctl_json_fields(&object);
-                printf(",\"able\":%s,\"findings\":",
+                printf("%s\"able\":%s,\"findings\":", object.count > 0 ? "," : "",
                        count == 0 ? "null" : ctl_findings_able(findings, count) ? "true" : "false");
                 ctl_json_findings(findings, count);
                 puts("}");

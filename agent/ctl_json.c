@@ -88,8 +88,22 @@ static size_t name_size(const char *text) {
         return strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_:");
 }
 
-/* labels_to_json() - {name="value",...} at `*at` as a JSON object; *at moves behind it. A value's escapes (\\, \" and
- * \n) are the same in both. */
+/* label_size() - bytes of the quoted text at `text`, with its quotes; 0: it is none. The escapes that it may have (\\, \"
+ * and \n) are the same in JSON, which knows no others of Prometheus's. */
+static size_t label_size(const char *text) {
+        size_t size = 1;
+
+        for (; text[size] != '"'; size++) {
+                const unsigned char *at = (const unsigned char *)text + size;
+                if (*at < ' ' || *at == 0x7f || (at[0] == 0xc2 && at[1] < 0xa0)) /* controls: C0, DEL, C1 */
+                        return 0;
+                if (text[size] == '\\' && !memchr("\\\"n", text[++size], 3))
+                        return 0;
+        }
+        return size + 1;
+}
+
+/* labels_to_json() - {name="value",...} at `*at` as a JSON object; *at moves behind it. */
 static int labels_to_json(const char **at, struct buffer *out) {
         const char *text = *at + 1;
         int r = buffer_append_text(out, ",\"labels\":{");
@@ -97,24 +111,45 @@ static int labels_to_json(const char **at, struct buffer *out) {
         for (bool first = true; r >= 0 && *text != '}'; first = false) {
                 if (!first && *text++ != ',')
                         return -EBADMSG;
-                size_t name = name_size(text), value = 0;
+                size_t name = name_size(text);
                 if (name == 0 || strncmp(text + name, "=\"", 2) != 0)
                         return -EBADMSG;
-                const char *begin = text + name + 1;
-                for (value = 1; begin[value] != '"'; value++) {
-                        if (begin[value] == '\\')
-                                value++;
-                        if ((unsigned char)begin[value] < ' ')
-                                return -EBADMSG;
-                }
-                r = buffer_append_format(out, "%s\"%.*s\":%.*s", first ? "" : ",", (int)name, text, (int)value + 1,
-                                         begin);
-                text = begin + value + 1;
+                size_t value = label_size(text + name + 1);
+                if (value == 0)
+                        return -EBADMSG;
+                r = buffer_append_format(out, "%s\"%.*s\":%.*s", first ? "" : ",", (int)name, text, (int)value,
+                                         text + name + 1);
+                text += name + 1 + value;
         }
         if (r < 0)
                 return r;
         *at = text + 1;
         return buffer_append_text(out, "}");
+}
+
+/* is_json_number() - RFC 8259 section 6. NaN, +Inf, 01 and .5 are Prometheus's, and none. */
+static bool is_json_number(const char *text, size_t size) {
+        static const char digits[] = "0123456789";
+        const char *at = text + (*text == '-');
+        size_t whole = strspn(at, digits);
+
+        if (whole == 0 || (*at == '0' && whole > 1))
+                return false;
+        at += whole;
+        if (*at == '.') {
+                size_t fraction = strspn(at + 1, digits);
+                if (fraction == 0)
+                        return false;
+                at += 1 + fraction;
+        }
+        if (*at == 'e' || *at == 'E') {
+                at += 1 + (at[1] == '+' || at[1] == '-');
+                size_t exponent = strspn(at, digits);
+                if (exponent == 0)
+                        return false;
+                at += exponent;
+        }
+        return (size_t)(at - text) == size;
 }
 
 /* sample_to_json() - one line of Prometheus text: name{labels} number. -EBADMSG: it is not one. */
@@ -133,10 +168,10 @@ static int sample_to_json(const char *line, struct buffer *out) {
         }
         if (*at++ != ' ')
                 return -EBADMSG;
-        size_t number = strcspn(at, " \n"), plain = strspn(at, "-0123456789.e+");
-        if (number == 0 || at[number] == ' ' || memchr(at, '"', number) || memchr(at, '\\', number))
+        size_t number = strspn(at, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-.");
+        if (number == 0 || (at[number] != '\n' && at[number] != '\0'))
                 return -EBADMSG;
-        bool odd = plain != number || *at == '+' || *at == '.'; /* NaN and +Inf are no JSON numbers */
+        bool odd = !is_json_number(at, number);
         return buffer_append_format(out, ",\"value\":%s%.*s%s}", odd ? "\"" : "", (int)number, at, odd ? "\"" : "");
 }
 

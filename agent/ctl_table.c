@@ -237,7 +237,10 @@ void ctl_print_findings(const struct ctl_finding *findings, size_t count) {
         for (size_t i = 0; i < count; i++) {
                 const struct ctl_finding *finding = &findings[i];
                 size_t here = width(finding->name);
-                printf("%s%-7s%s  ", ctl_colour(level_colour(finding->level)), finding->level, ctl_colour(CTL_PLAIN));
+                char level[32];
+
+                base_text_escape(level, sizeof(level), finding->level, strlen(finding->level));
+                printf("%s%-7s%s  ", ctl_colour(level_colour(finding->level)), level, ctl_colour(CTL_PLAIN));
                 ctl_print_text(finding->name);
                 printf("%*s", (int)(here < name_width ? name_width - here : 0) + 2, "");
                 ctl_print_text(finding->text);

@@ -85,7 +85,8 @@ static void answer_kept(void) {
         static const struct bus_lookalike lookalike = { 1, SHOWN_STATUS };
 
         if (kept)
-                bus_call_answer_find(TAKE(kept), &(struct bus_find){ .job_id = "j1", .reason = SHOWN_STATUS }, &lookalike, 1);
+                bus_call_answer_find(TAKE(kept), &(struct bus_find){ .job_id = "j1", .reason = SHOWN_STATUS },
+                                     &lookalike, 1);
 }
 
 /* Answered when all that the peer says is on its way. */
@@ -115,8 +116,8 @@ static int on_check(struct bus_call *call, void *userdata) {
 }
 
 static void start(void) {
-        static const struct bus_handlers handlers = { on_status, on_list, on_reload, on_retry, on_metrics,
-                                                      on_find,   on_cancel, on_check };
+        static const struct bus_handlers handlers = { on_status,  on_list, on_reload, on_retry,
+                                                      on_metrics, on_find, on_cancel, on_check };
         char path[100];
 
         if (bus)

@@ -212,7 +212,7 @@ static void walk_all(struct walk *w, const struct bench *b) {
                 walk_step(w, b, &(struct cancel_event){ .type = CANCEL_EVENT_RESTARTED, .same_boot = yes });
                 walk_step(w, b, &(struct cancel_event){ .type = CANCEL_EVENT_REPORT_ANSWERED, .accepted = yes });
         }
-        for (int signal = CANCEL_ESCALATION_SIGTERM; signal <= CANCEL_ESCALATION_SIGKILL; signal++)
+        for (unsigned signal = CANCEL_ESCALATION_SIGTERM; signal <= CANCEL_ESCALATION_SIGKILL; signal++)
                 for (unsigned result = 0; result < CANCEL_SIGNAL_RESULT_MAX; result++)
                         walk_step(w, b, &(struct cancel_event){ .type = CANCEL_EVENT_SIGNALLED, .signal = signal,
                                                                 .signal_result = result });
@@ -245,6 +245,17 @@ static void test_reachable_states(void **state) {
                 struct bench b = begin(variant == 1, variant == 2 ? &kill : &config);
                 walk_visit(&w, &b);
         }
+        /* The second lost kill looks like the first to the walk, but a signal comes only after it. */
+        struct bench lost = begin_accepted();
+        lost.config = &kill;
+        for (int kills = 0; kills < 2; kills++) {
+                feed_at(&lost, lost.update.wake_usec);
+                assert_state(&lost, KILL);
+                feed_type(&lost, CANCEL_EVENT_SLOT);
+                feed_kill(&lost, CANCEL_ANSWER_ACCEPTED);
+                assert_state(&lost, WAIT);
+        }
+        walk_visit(&w, &lost);
         while (w.head < w.count && w.head < limit) {
                 struct bench b = w.queue[w.head++];
                 walk_all(&w, &b);
