@@ -331,6 +331,7 @@ static void test_suspect_that_ends(void **state) {
         feed_scan_process(&b, 900, "driver-9", false);
         feed_scan_none(&b);
         assert_int_equal(b.cancel.suspect.process.pid, 0);
+        assert_false(b.cancel.asking); /* its answer would be taken for one about driver-1 */
         feed_scan_none(&b);
         assert_string_equal(cancel_status_id(&b.cancel), "driver-1");
         pass(&b, b.now + SEC / 10);
@@ -458,6 +459,7 @@ static void test_driver_in_back_off_is_killed_again(void **state) {
         assert_state(&b, KILL);
         assert_int_equal(b.cancel.record.process.pid, 0);
         assert_int_equal(b.cancel.record.process.worker_pid, 7); /* its turn is at that Worker */
+        assert_int_equal(b.cancel.record.killed_usec, 0);        /* and the kill before is over */
         assert_true(b.update.change & CANCEL_SLOT_WANTED);
         assert_true(b.update.durable);
         assert_int_equal(b.cancel.record.kill_requests, 2);
@@ -469,6 +471,35 @@ static void test_driver_in_back_off_is_killed_again(void **state) {
         feed_status(&b, CANCEL_WORD_KILLED, true);
         assert_state(&b, SETTLE);
         assert_int_equal(b.cancel.record.leftover_processes, 0);
+}
+
+/* After a restart its place must be proved anew before the id is killed again. */
+static void test_driver_in_back_off_after_a_restart(void **state) {
+        struct bench b = begin_supervised_gone();
+        (void)state;
+
+        b.now += 2 * SEC;
+        restart(&b, true);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        feed_scan_none(&b);
+        assert_state(&b, KILL);
+        assert_int_equal(b.update.ask, CANCEL_ASK_STATUS);
+        assert_false(b.cancel.wants_slot);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        assert_true(b.cancel.wants_slot);
+}
+
+/* The scan did not come in time: it is asked for once more before the end. */
+static void test_deadline_without_a_last_scan(void **state) {
+        struct bench b = begin_accepted();
+        (void)state;
+
+        exits(&b);
+        feed_at(&b, b.cancel.record.deadline_usec);
+        assert_state(&b, SETTLE);
+        assert_int_equal(b.update.ask, CANCEL_ASK_SCAN);
+        feed_scan_none(&b);
+        assert_outcome(&b, CANCELLED);
 }
 
 /* RELAUNCHING until the window is over: it runs, or will run, on another node. */
@@ -638,6 +669,8 @@ int main(void) {
                 cmocka_unit_test(test_deadline_within_a_pass),
                 cmocka_unit_test(test_stuck_process_that_is_alone),
                 cmocka_unit_test(test_driver_in_back_off_is_killed_again),
+                cmocka_unit_test(test_driver_in_back_off_after_a_restart),
+                cmocka_unit_test(test_deadline_without_a_last_scan),
                 cmocka_unit_test(test_relaunched_elsewhere),
                 cmocka_unit_test(test_accepted_kill_is_about_one_driver),
                 cmocka_unit_test(test_signal_is_about_one_process),
