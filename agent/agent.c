@@ -277,13 +277,43 @@ static int on_cancel(struct agent *agent, const struct command_event *event) {
                 return r;
         cancel_begin(&o->cancel, &now, command_deadline(agent, event), event->dry_run, event->verdict != COMMAND_VALID,
                      event->verdict == COMMAND_VALID ? event->driver_id : "");
+        operation_observe(o);
         agent->open_count++;
         if (event->verdict == COMMAND_VALID)
                 operation_journal(o, JOURNAL_COMMAND_RECEIVED, "cancel received: job %s, asked for by %s, %" PRIu64 " s to its deadline%s",
                                   o->job_id, o->created_by[0] ? o->created_by : "an unnamed caller",
                                   base_usec_sub(o->cancel.record.deadline_usec, now.usec) / USEC_PER_SEC,
-                                  event->dry_run ? "; a dry run: nothing will be killed" : "");
+                                  event->dry_run ? "; a dry run: nothing will be killed" :
+                                  o->observed ? "; observe mode: nothing will be killed" : "");
         operation_feed_simple(o, CANCEL_EVENT_COMMAND);
+        return 0;
+}
+
+/* A cancel that was ordered on this node: an operation like the others, with the peer's uid as who asked for it. */
+int agent_add_local(struct agent *agent, const char *job_id, uint32_t uid, struct operation **ret) {
+        struct command_event event = { .verdict = COMMAND_VALID };
+        struct cancel_now now = agent_now(agent);
+        struct operation *o;
+        int r;
+
+        (void)snprintf(event.operation_id, sizeof event.operation_id, AGENT_LOCAL_PREFIX "%016" PRIx64, base_random_u64());
+        (void)snprintf(event.created_by, sizeof event.created_by, "%" PRIu32, uid);
+        (void)base_text_copy(event.job_id, sizeof event.job_id, job_id);
+        (void)base_text_copy(event.cluster_id, sizeof event.cluster_id, agent->config->cluster_id);
+        r = command_begin(agent, &event, &o);
+        if (r < 0)
+                return r;
+        o->local = true; /* see agent_silent.c */
+        cancel_begin(&o->cancel, &now, command_deadline(agent, &event), false, false, "");
+        operation_observe(o);
+        agent->open_count++;
+        metrics_add(METRICS_COMMANDS, NULL, 1);
+        operation_journal(o, JOURNAL_LOCAL_CANCEL, "cancel ordered on this node: job %s, by local user %" PRIu32 ", %" PRIu64
+                          " s to its deadline%s", o->job_id, uid,
+                          base_usec_sub(o->cancel.record.deadline_usec, now.usec) / USEC_PER_SEC,
+                          o->observed ? "; observe mode: nothing will be killed" : "");
+        operation_feed_simple(o, CANCEL_EVENT_COMMAND);
+        *ret = o;
         return 0;
 }
 
@@ -319,6 +349,8 @@ static void on_bookmark(struct agent *agent, const struct command_event *event) 
                 journal_write(JOURNAL_CLOCK_SKEW, NULL, "this node's clock and the control plane's differ by %" PRIu64
                               " s; deadlines are not affected, the times in reports are", skew / USEC_PER_SEC);
         agent->skew_warned = skew > SKEW_WARN_USEC;
+        agent->skew_usec = skew;
+        agent->skew_known = true;
 }
 
 static int agent_on_event(const struct command_event *event, size_t size, void *userdata) {
@@ -424,6 +456,10 @@ static int agent_on_notice(enum control_notice notice, const char *detail, void 
 
         journal_write(notice_event(notice), NULL, "%s %s", notice_words(notice), detail);
         agent->connected = connected;
+        if (connected)
+                agent->notice[0] = 0;
+        else
+                (void)base_text_copy(agent->notice, sizeof agent->notice, detail);
         agent_counts_changed(agent);
         return 0;
 }
@@ -509,6 +545,7 @@ int agent_new(struct event *event, const struct agent_options *options, struct a
         TAILQ_INIT(&agent->scanning);
         TAILQ_INIT(&agent->done_list);
         TAILQ_INIT(&agent->workers);
+        TAILQ_INIT(&agent->questions);
         agent_reconfigure(agent, options->config);
         r = agent_add_sources(agent);
         if (r < 0) {
@@ -520,10 +557,13 @@ int agent_new(struct event *event, const struct agent_options *options, struct a
 }
 
 struct agent *agent_free(struct agent *agent) {
+        struct agent_question *question;
         struct operation *o;
 
         if (!agent)
                 return NULL;
+        while ((question = TAILQ_FIRST(&agent->questions)))
+                question->free(question);
         while ((o = TAILQ_FIRST(&agent->all)))
                 agent_forget(agent, o);
         pace_deinit(agent);
@@ -542,6 +582,11 @@ void agent_attach(struct agent *agent, struct control *control, struct driver *d
         agent->driver = driver;
         agent->spark = spark;
         agent->store = store;
+}
+
+void agent_lend(struct agent *agent, struct http *http, struct token *spark_token) {
+        agent->http = http;
+        agent->spark_token = spark_token;
 }
 
 void agent_reconfigure(struct agent *agent, const struct config *config) {

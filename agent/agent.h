@@ -19,7 +19,10 @@ struct event;
 struct spark;
 struct store;
 struct store_info;
+struct bus_call;
 struct bus_status;
+struct http;
+struct token;
 struct bus_operation;
 struct command_event;
 
@@ -46,6 +49,8 @@ void agent_reconfigure(struct agent *agent, const struct config *config);
 
 /* agent_status_text() - the STATUS= line: "Connected to cp.example:443; 2 open, 1 waiting for a driver". */
 void agent_status_text(const struct agent *agent, char *text, size_t size);
+/* agent_set_gauges() - bring the counts of operations among the metrics up to date: before these are written. */
+void agent_set_gauges(const struct agent *agent);
 /* agent_on_status() - called when the line may have changed, at most once a second. */
 void agent_on_status(struct agent *agent, int (*changed)(void *userdata), void *userdata);
 
@@ -54,6 +59,12 @@ void agent_bus_status(struct bus_status *ret, void *userdata);
 int agent_bus_list(bool all, int (*visit)(const struct bus_operation *operation, void *visitor), void *visitor,
                    void *userdata);
 int agent_bus_retry(const char *operation_id, void *userdata);
+int agent_bus_find(const char *job_id, struct bus_call *call, void *userdata);
+int agent_bus_cancel(const char *job_id, uint32_t uid, struct bus_call *call, void *userdata);
+int agent_bus_check(struct bus_call *call, void *userdata);
+
+/* agent_lend() - what a preflight needs and the agent has no use for itself. */
+void agent_lend(struct agent *agent, struct http *http, struct token *spark_token);
 
 /* Handlers of control and driver; userdata is the agent. main.c passes them when it makes these parts. */
 extern const struct control_handlers agent_control_handlers;

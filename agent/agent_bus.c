@@ -18,6 +18,15 @@ static void count_states(const struct agent *agent, struct bus_status *ret) {
         }
 }
 
+/* Counted when somebody looks, so that a flood does not count itself. */
+void agent_set_gauges(const struct agent *agent) {
+        struct bus_status counts = { 0 };
+
+        count_states(agent, &counts);
+        metrics_set(METRICS_OPERATIONS_SEARCHING, NULL, (double)counts.searching);
+        metrics_set(METRICS_OPERATIONS_QUARANTINED, NULL, (double)counts.quarantined);
+}
+
 void agent_status_text(const struct agent *agent, char *text, size_t size) {
         struct bus_status counts = { 0 };
         uint64_t now = event_now_usec(agent->event);
@@ -33,7 +42,8 @@ void agent_status_text(const struct agent *agent, char *text, size_t size) {
                 (void)snprintf(memory, sizeof memory, "Working from memory, cannot write %s (%s), %zu records unwritten; ",
                                agent->config->state_directory, agent->failure < 0 ? strerror(-agent->failure) : "no answer",
                                agent->unwritten_count);
-        (void)snprintf(text, size, "%s%s %s; %" PRIu64 " open, %" PRIu64 " waiting for a driver%s%s", memory,
+        (void)snprintf(text, size, "%s%s%s %s; %" PRIu64 " open, %" PRIu64 " waiting for a driver%s%s", memory,
+                       agent->config->observe ? "Observe mode, kills nothing; " : "",
                        agent->connected ? "Connected to" : "Not connected to", agent->config->endpoint, counts.open,
                        counts.searching, stuck, last);
 }
@@ -47,7 +57,9 @@ void agent_bus_status(struct bus_status *ret, void *userdata) {
                 .cluster_id = agent->config->cluster_id,
                 .node = agent->config->node,
                 .endpoint = agent->config->endpoint,
+                .mode = agent->config->observe ? "observe" : "act",
                 .connected = agent->connected,
+                .connection_error = agent->notice,
                 .reports_waiting = control_reports_waiting(agent->control),
                 .revision = agent->revision,
                 .from_memory = agent->failing,
@@ -83,6 +95,9 @@ int agent_bus_list(bool all, int (*visit)(const struct bus_operation *operation,
                                   .accepted_real_usec = record->accepted_real_usec,
                                   .ended_real_usec = record->ended_real_usec,
                                   .kill_requests = record->kill_requests,
+                                  .requested_by = o->created_by,
+                                  .local = o->local,
+                                  .observed = o->observed,
                           },
                           visitor);
                 if (r < 0)

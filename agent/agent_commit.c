@@ -36,6 +36,7 @@
 /* ---- from memory ---------------------------------------------------------------------------------------------- */
 
 static void commit_keep(struct operation *o) {
+        operation_tell_stored(o, true);
         if (o->unwritten)
                 return;
         o->unwritten = true;
@@ -62,6 +63,7 @@ static void commit_let_go(struct agent *agent) {
         struct operation *o;
 
         TAILQ_FOREACH(o, &agent->committing_list, commit_link) {
+                operation_tell_stored(o, true);
                 if (!o->act_committing)
                         continue;
                 o->act |= o->act_committing;
@@ -287,6 +289,7 @@ static void commit_stored(struct agent *agent) {
                 o->committing = false;
                 deeds = o->act_committing;
                 o->act_committing = 0;
+                operation_tell_stored(o, true);
                 operation_do(o, deeds);
         }
         if (agent->behind && !commit_leaves_some(agent)) {

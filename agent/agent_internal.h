@@ -2,9 +2,9 @@
 #pragma once
 /*
  * What the files of the shell share: agent.c (the turn), agent_commit.c (its commit, and a disk that does not take
- * it), agent_operation.c (one operation's value, events and effects), agent_leftovers.c (what an ended driver left
- * behind), agent_report.c (what a report says), agent_pace.c (one kill at a time per Worker), agent_load.c (what a
- * restart finds).
+ * it), agent_operation.c (one operation's value, events and effects), agent_silent.c (observed and local ones),
+ * agent_leftovers.c (what an ended driver left behind), agent_report.c (what a report says), agent_pace.c (one kill at a
+ * time per Worker), agent_load.c (what a restart finds).
  */
 #include "agent.h"
 #include "cancel.h"
@@ -22,6 +22,7 @@
 
 #define AGENT_SEARCH_INTERVAL_USEC (5 * USEC_PER_SEC)
 #define AGENT_REPORT_BYTES_MAX (64 * 1024)
+#define AGENT_LOCAL_PREFIX "local-" /* of the id of an operation that was ordered on this node */
 
 /* glibc's sys/queue.h lacks the form that allows removal of the current element. */
 #define TAILQ_FOREACH_SAFE_(variable, head, field, next) \
@@ -31,14 +32,21 @@ struct operation;
 
 TAILQ_HEAD(operation_list, operation);
 
+/* A slot whose operation has ended while its Worker may still be at the kill. */
+struct kept_slot {
+        TAILQ_ENTRY(kept_slot) link;
+        uint64_t until_usec;
+};
+
 /* A Worker process and the kills outstanding at it (design: pacing). pid 0 stands for drivers without a process. */
 struct worker {
         TAILQ_ENTRY(worker) link;
         int32_t pid;
         uint64_t start_ticks;
-        uint64_t outstanding;
+        uint64_t outstanding;          /* slots that are held or kept */
         uint64_t free_usec;            /* room for its heartbeats after a slow kill: nothing before this time */
         struct operation_list waiting;
+        TAILQ_HEAD(, kept_slot) kept;  /* the oldest kill first */
 };
 
 struct operation {
@@ -49,7 +57,7 @@ struct operation {
         char driver_state[DRIVER_STATE_MAX + 1]; /* Spark's own word */
         char app_name[64];
         char told_driver_id[DRIVER_ID_MAX + 1];  /* the journal has told of this driver */
-        bool told_foreign;                       /* … and that it is not to be touched */
+        int32_t told_foreign;                    /* … and that this process is not to be touched */
         struct agent *agent;
         struct cancel cancel;
         uint8_t *raw;                  /* the command's Operation; NULL: only the id is remembered */
@@ -69,6 +77,7 @@ struct operation {
         struct driver_hold *ended;     /* of the driver that has ended: it knows the descendants */
         char *leftovers;               /* "123 (python3), 124 (sh)", as the last scan saw them; NULL: none */
         struct spark_request *status_request, *kill_request;
+        const char *master;            /* whose answer is being handled; NULL: none's. For the journal. */
         struct worker *worker;         /* whose queue it waits in or whose slot it holds; NULL: neither */
         bool has_slot;
 
@@ -78,8 +87,19 @@ struct operation {
         bool unwritten;                /* … is kept for a commit to come, and its deeds did not wait (agent->failing) */
         bool committing, wants_scan, wants_hold, hold_failing, ask_failed, touched;
         bool other_boot;               /* loaded from an earlier boot, not yet restarted */
+        bool dry_run_asked;            /* by the command; the record's flag is also set when the operation is observed */
+        void (*stored)(struct operation *o, bool stored); /* told once: its record is in the store (false: it will not be) */
+        void *stored_userdata;
+        bool local;                    /* ordered on this node */
+        bool observed;                 /* it came, or was loaded unfinished, in observe mode: see agent_silent.c */
 
         TAILQ_ENTRY(operation) all_link, touched_link, commit_link, unwritten_link, scan_link, slot_link, done_link;
+};
+
+/* A question of the local bus that takes time; freed with the agent if it is still under way. */
+struct agent_question {
+        TAILQ_ENTRY(agent_question) link; /* in agent->questions */
+        void (*free)(struct agent_question *question);
 };
 
 struct agent {
@@ -91,10 +111,13 @@ struct agent {
         struct driver *driver;
         struct spark *spark;
         struct store *store;
+        struct http *http;             /* lent, for preflights */
+        struct token *spark_token;
 
         void *tree;                    /* tsearch(3), by operation id */
         struct operation_list all, touched, committing_list, unwritten, scanning, done_list;
         TAILQ_HEAD(, worker) workers;
+        TAILQ_HEAD(, agent_question) questions;
         size_t open_count, done_count, unwritten_count;
 
         struct event_source *turn;     /* deferred */
@@ -124,6 +147,10 @@ struct agent {
         bool revision_reset;           /* the stored position is of an order that is over */
         bool reset_committing, full, skew_warned, connected, status_armed;
         int64_t sequence_base;
+        uint64_t skew_usec;            /* between the clocks of this node and the control plane, as of the last Bookmark */
+        bool skew_known;
+        char notice[256];              /* why there is no connection to the control plane; "" while there is one */
+        struct agent_check *check;     /* the preflight that is under way, and the last one's answer; NULL: never asked */
         uint64_t last_outcome_usec;
 
         int (*status_changed)(void *userdata);
@@ -140,6 +167,7 @@ void agent_touch(struct operation *o); /* the next turn, at once, looks at it */
 void agent_keep_touched(struct operation *o); /* the next turn, whenever it comes: see agent_try_again() */
 void agent_forget(struct agent *agent, struct operation *o);
 void agent_counts_changed(struct agent *agent);
+int agent_add_local(struct agent *agent, const char *job_id, uint32_t uid, struct operation **ret);
 
 /* agent_commit.c */
 int agent_commit_init(struct agent *agent);
@@ -155,6 +183,7 @@ void operation_feed_simple(struct operation *o, enum cancel_event_type type);
 void operation_feed_scan(struct operation *o);
 void operation_do(struct operation *o, uint32_t act);
 void operation_hold(struct operation *o);
+void operation_tell_stored(struct operation *o, bool stored);
 void operation_to_store(const struct operation *o, struct store_operation *ret);
 void operation_journal(const struct operation *o, enum journal_event event, const char *format, ...)
         __attribute__((format(printf, 3, 4)));
@@ -164,13 +193,21 @@ void operation_look_for_leftovers(struct operation *o, struct cancel_event *even
 void operation_signal_leftovers(struct operation *o, int signal_number, const char *name);
 void operation_tell_leftovers(const struct operation *o, const struct cancel_record *before);
 
+/* agent_silent.c: operations of which the control plane hears nothing (more) */
+bool operation_was_local(const struct store_operation *row);
+bool operation_is_silent(const struct operation *o, enum cancel_outcome outcome);
+void operation_observe(struct operation *o);
+void operation_end_silently(struct operation *o, const struct cancel_record *before);
+
 /* agent_report.c */
 int report_make(struct operation *o, bool final);
 
 /* agent_pace.c */
 void pace_want(struct operation *o);
 void pace_release(struct operation *o);
-void pace_adopt(struct operation *o); /* after a restart: a stored kill that has not ended holds its slot */
+/* After a restart: a stored kill that has not ended holds its slot; pace_keep() when its operation has. */
+void pace_adopt(struct operation *o);
+void pace_keep(struct operation *o);
 void pace_grant(struct agent *agent);
 void pace_deinit(struct agent *agent);
 

@@ -55,6 +55,8 @@ static int load_fill(struct operation *o, const struct store_operation *row) {
         o->report_sequence = row->report_sequence;
         o->report_final = row->report_final;
         o->done_real_usec = row->done_real_usec;
+        o->local = operation_was_local(row);
+        operation_observe(o);
         if (row->message[0] && !(o->message = strdup(row->message)))
                 return -ENOMEM;
         if (row->record.state != CANCEL_DONE) {
@@ -99,14 +101,16 @@ static bool load_holds_slot(const struct operation *o) {
         const struct cancel_record *r = &o->cancel.record;
         uint64_t now = event_now_usec(o->agent->event);
 
-        return (r->state == CANCEL_WAIT || r->state == CANCEL_KILL) && r->killed_usec > 0 &&
-               now < base_usec_add(r->killed_usec, o->agent->config->kill_retry_usec);
+        return (r->state == CANCEL_WAIT || r->state == CANCEL_KILL || r->state == CANCEL_TERM || r->state == CANCEL_FORCE) &&
+               r->killed_usec > 0 && now < base_usec_add(r->killed_usec, o->agent->config->kill_retry_usec);
 }
 
 static void load_restart(struct operation *o) {
         const struct cancel_record *r = &o->cancel.record;
         bool same_boot = !o->other_boot, unanswered;
 
+        if (same_boot && !cancel_counts_open(r->state))
+                pace_keep(o);
         if (!cancel_is_open(r->state))
                 return;
         if (same_boot && load_holds_slot(o))

@@ -77,10 +77,17 @@ int operation_new(struct agent *agent, const char *id, struct operation **ret) {
         return 0;
 }
 
+/* Once, whoever waits for it. */
+void operation_tell_stored(struct operation *o, bool stored) {
+        if (o->stored)
+                TAKE(o->stored)(o, stored);
+}
+
 /* Also takes it out of every list that it is in; the caller has taken it out of the tree. */
 struct operation *operation_free(struct operation *o) {
         if (!o)
                 return NULL;
+        operation_tell_stored(o, false);
         if (o->touched)
                 TAILQ_REMOVE(&o->agent->touched, o, touched_link);
         if (o->wants_scan)
@@ -114,6 +121,7 @@ void operation_journal(const struct operation *o, enum journal_event event, cons
                               .cluster_id = o->cluster_id,
                               .driver_id = r->driver_id,
                               .driver_pid = r->process.pid,
+                              .master = o->master,
                               .state = cancel_state_to_text(r->state),
                               .outcome = cancel_outcome_to_text(r->outcome),
                       },
@@ -133,13 +141,14 @@ void operation_to_store(const struct operation *o, struct store_operation *ret) 
                 .app_name = o->app_name,
                 .message = o->message ? o->message : "",
                 .started_real_usec = o->started_real_usec,
-                .sequence = o->sequence,
+                .sequence = o->local ? 0 : o->sequence,
                 .acknowledged_sequence = o->acknowledged_sequence,
                 .report_sequence = o->report_sequence,
                 .report_final = o->report_final,
                 .report = { o->report, o->report_size },
                 .done_real_usec = o->done_real_usec,
         };
+        ret->record.dry_run = o->dry_run_asked;
 }
 
 /* ---- what the world says ------------------------------------------------------------------------------------ */
@@ -181,8 +190,20 @@ void operation_hold(struct operation *o) {
         o->hold_failing = r < 0;
 }
 
+/* The same process is found again by each pass: it is told once. */
+static void operation_tell_foreign(struct operation *o, int32_t pid, const char *worker_host_port) {
+        if (o->told_foreign == pid)
+                return;
+        o->told_foreign = pid;
+        operation_journal(o, JOURNAL_DRIVER_FOREIGN,
+                          "process %" PRId32 " claims driver %s of job %s, but Spark places that driver on %s: left alone", pid,
+                          cancel_status_id(&o->cancel), o->job_id, worker_host_port);
+}
+
 static int operation_on_status(const struct spark_result *result, void *userdata) {
         struct operation *o = userdata;
+        const struct cancel_record *r = &o->cancel.record;
+        bool suspect = r->state == CANCEL_SETTLE && o->cancel.suspect.process.pid > 0;
         struct cancel_event event = {
                 .type = CANCEL_EVENT_STATUS,
                 .answer = answer_from_spark(result->answer),
@@ -192,18 +213,12 @@ static int operation_on_status(const struct spark_result *result, void *userdata
         };
 
         o->status_request = spark_request_free(o->status_request);
-        if (result->state_text[0])
+        if (result->state_text[0] && !suspect)
                 base_text_copy(o->driver_state, sizeof o->driver_state, result->state_text);
-        if (event.elsewhere && o->cancel.record.state == CANCEL_KILL && !o->told_foreign) {
-                o->told_foreign = true;
-                operation_journal(o, JOURNAL_DRIVER_FOREIGN,
-                                  "process %" PRId32 " claims driver %s of job %s, but Spark places that driver on %s: left alone",
-                                  o->cancel.record.process.pid, o->cancel.record.driver_id, o->job_id,
-                                  result->worker_host_port);
-        }
-        else
-                log_debug("status of %s: %s (%s)", o->cancel.record.driver_id, spark_answer_to_text(result->answer),
-                          result->answer == SPARK_ACCEPTED ? result->state_text : result->detail);
+        log_debug("status of %s: %s (%s)", cancel_status_id(&o->cancel), spark_answer_to_text(result->answer),
+                  result->answer == SPARK_ACCEPTED ? result->state_text : result->detail);
+        if (event.elsewhere && (suspect || r->state == CANCEL_KILL))
+                operation_tell_foreign(o, suspect ? o->cancel.suspect.process.pid : r->process.pid, result->worker_host_port);
         operation_feed(o, &event);
         return 0;
 }
@@ -212,12 +227,12 @@ static void operation_ask_status(struct operation *o) {
         int r;
 
         o->status_request = spark_request_free(o->status_request);
-        r = spark_status(o->agent->spark, o->cancel.record.driver_id, operation_on_status, o, &o->status_request);
+        r = spark_status(o->agent->spark, cancel_status_id(&o->cancel), operation_on_status, o, &o->status_request);
         o->ask_failed = r < 0;
         if (r < 0)
                 agent_touch(o);
         else
-                log_debug("status of %s: asked", o->cancel.record.driver_id);
+                log_debug("status of %s: asked", cancel_status_id(&o->cancel));
 }
 
 static int operation_on_killed(const struct spark_result *result, void *userdata) {
@@ -229,6 +244,7 @@ static int operation_on_killed(const struct spark_result *result, void *userdata
         };
 
         o->kill_request = spark_request_free(o->kill_request);
+        o->master = result->master;
         if (result->answer == SPARK_ACCEPTED)
                 operation_journal(o, JOURNAL_KILL_ACCEPTED, "kill accepted: driver %s of job %s, by %s",
                                   o->cancel.record.driver_id, o->job_id, result->master);
@@ -236,26 +252,23 @@ static int operation_on_killed(const struct spark_result *result, void *userdata
                 operation_journal(o, JOURNAL_KILL_FAILED, "kill of driver %s of job %s not accepted: %s (%s)",
                                   o->cancel.record.driver_id, o->job_id, spark_answer_to_text(result->answer),
                                   result->detail);
+        o->master = NULL;
         operation_feed(o, &event);
         return 0;
 }
 
 /* ---- deeds ----------------------------------------------------------------------------------------------------- */
 
-static void operation_answer_kill_unsent(struct operation *o) {
-        operation_feed(o, &(struct cancel_event){ .type = CANCEL_EVENT_KILL_ANSWERED,
-                                                  .answer = CANCEL_ANSWER_UNREACHABLE });
-}
-
 static void operation_kill(struct operation *o) {
         uint64_t now = event_now_usec(o->agent->event);
         int r;
 
         o->kill_request = spark_request_free(o->kill_request);
-        o->cancel.record.killed_usec = now; /* the commit before it may have taken long */
+        operation_feed_simple(o, CANCEL_EVENT_KILL_SENT);
         r = spark_kill(o->agent->spark, o->cancel.record.driver_id, operation_on_killed, o, &o->kill_request);
-        if (r < 0) {
-                operation_answer_kill_unsent(o);
+        if (r < 0) { /* handed to no master */
+                operation_feed(o, &(struct cancel_event){ .type = CANCEL_EVENT_KILL_ANSWERED,
+                                                          .answer = CANCEL_ANSWER_UNREACHABLE });
                 return;
         }
         if (o->hold)
@@ -266,9 +279,13 @@ static void operation_kill(struct operation *o) {
                 metrics_observe_usec(METRICS_KILL_SECONDS, base_usec_sub(now, o->cancel.record.received_usec));
 }
 
-/* What the process did not get, because it had ended, did not end it. */
+static enum cancel_signal_result signal_result(int result) {
+        if (result == 0)
+                return CANCEL_SIGNAL_SENT;
+        return result == -ESRCH ? CANCEL_SIGNAL_GONE : CANCEL_SIGNAL_DENIED;
+}
+
 static void operation_signal(struct operation *o, uint32_t act, int signal_number, const char *name) {
-        struct cancel_record *record = &o->cancel.record;
         int r;
 
         if (!o->hold && o->wants_hold) { /* there was no descriptor for it: with the next try */
@@ -277,13 +294,14 @@ static void operation_signal(struct operation *o, uint32_t act, int signal_numbe
                 return;
         }
         r = o->hold ? driver_signal(o->hold, signal_number) : -ESRCH;
-        if (r < 0) {
-                record->escalation = act == CANCEL_ACT_FORCE ? CANCEL_ESCALATION_SIGTERM : CANCEL_ESCALATION_NONE;
-                o->dirty = true;
-                agent_touch(o);
-        }
-        operation_journal(o, JOURNAL_DRIVER_SIGNALLED, "%s to driver process %" PRId32 " of job %s: %s", name,
-                          o->cancel.record.process.pid, o->job_id, r < 0 ? strerror(-r) : "sent");
+        operation_journal(o, JOURNAL_DRIVER_SIGNALLED, "%s to driver process %" PRId32 " of job %s: %s%s", name,
+                          o->cancel.record.process.pid, o->job_id, r < 0 ? strerror(-r) : "sent",
+                          r == -EPERM ? "; this agent has lost the right to signal it (CAP_KILL, or the drivers' user)" : "");
+        operation_feed(o, &(struct cancel_event){
+                                  .type = CANCEL_EVENT_SIGNALLED,
+                                  .signal = act == CANCEL_ACT_FORCE ? CANCEL_ESCALATION_SIGKILL : CANCEL_ESCALATION_SIGTERM,
+                                  .signal_result = signal_result(r),
+                          });
 }
 
 static void operation_make_report(struct operation *o, uint32_t act) {
@@ -338,45 +356,47 @@ void operation_do(struct operation *o, uint32_t act) {
 }
 
 /* Deeds that wait for their commit are for the driver that they were decided for. When the operation has gone on
- * meanwhile (the driver ended, another one was found) they are dropped. True: a kill was among them. */
-static bool operation_drop_deeds(struct operation *o, const struct cancel_record *before) {
+ * meanwhile (the driver ended, another one was found) they are dropped; the machine has taken them back. */
+static void operation_drop_deeds(struct operation *o, const struct cancel_record *before) {
         const struct cancel_record *r = &o->cancel.record;
         bool other = strcmp(before->driver_id, r->driver_id) != 0;
-        uint32_t stale = 0, dropped;
+        bool signalling = r->state == CANCEL_TERM || r->state == CANCEL_FORCE;
+        uint32_t stale = 0;
 
         if (other) {
                 o->status_request = spark_request_free(o->status_request);
                 o->kill_request = spark_request_free(o->kill_request);
         }
-        if (other || r->state != CANCEL_KILL)
+        if (other || (r->state != CANCEL_KILL && !signalling))
                 stale |= CANCEL_ACT_KILL;
-        if (other || (r->state != CANCEL_TERM && r->state != CANCEL_FORCE))
+        if (other || !signalling)
                 stale |= CANCEL_ACT_TERM;
         if (other || r->state != CANCEL_FORCE)
                 stale |= CANCEL_ACT_FORCE;
-        dropped = (o->act | o->act_committing) & stale;
-        if (dropped & CANCEL_ACT_TERM) /* never sent: what ended the driver was something else */
-                o->cancel.record.escalation = CANCEL_ESCALATION_NONE;
-        else if (dropped & CANCEL_ACT_FORCE)
-                o->cancel.record.escalation = CANCEL_ESCALATION_SIGTERM;
         o->act &= ~stale;
         o->act_committing &= ~stale;
-        if ((dropped & CANCEL_ACT_KILL) && (r->state == CANCEL_REPORT || !o->cancel.killing))
-                o->cancel.record.kill_requests--; /* the machine takes no answer to it any more: it was not sent */
-        return (dropped & CANCEL_ACT_KILL) != 0;
 }
 
 /* ---- the step and its effects ------------------------------------------------------------------------------------ */
 
+/* How an earlier driver was signalled is in no other field of the report: these speak of the last one. */
+static const char *signal_words(enum cancel_escalation escalation) {
+        return escalation == CANCEL_ESCALATION_SIGKILL   ? " (SIGKILL)"
+               : escalation == CANCEL_ESCALATION_SIGTERM ? " (SIGTERM)"
+                                                         : "";
+}
+
 /* The job came back under another driver id: the report names all that were killed. */
-static void operation_note_earlier(struct operation *o, const struct cancel_record *before) {
+static void operation_note_earlier(struct operation *o, const struct cancel *before) {
         struct buffer text = BUFFER_INIT(REPORT_MESSAGE_MAX / 2);
+        const struct cancel_record *r = &before->record;
         const char *whole;
 
-        if (before->driver_id[0] == 0 || before->kill_requests == 0 || o->cancel.record.driver_id[0] == 0 ||
-            strcmp(before->driver_id, o->cancel.record.driver_id) == 0)
+        if (r->driver_id[0] == 0 || strcmp(r->driver_id, o->cancel.record.driver_id) == 0 ||
+            (cancel_kills_of_driver(before) == 0 && r->escalation == CANCEL_ESCALATION_NONE))
                 return;
-        if (buffer_append_format(&text, "%s%s%s", o->message ? o->message : "", o->message ? ", " : "", before->driver_id) == 0 &&
+        if (buffer_append_format(&text, "%s%s%s%s", o->message ? o->message : "", o->message ? ", " : "", r->driver_id,
+                                 signal_words(r->escalation)) == 0 &&
             (whole = buffer_text(&text))) {
                 free(o->message);
                 o->message = strdup(whole);
@@ -384,12 +404,11 @@ static void operation_note_earlier(struct operation *o, const struct cancel_reco
         buffer_deinit(&text);
 }
 
-/* A driver that Spark places elsewhere is found again by each scan: it is told once. */
+/* A driver that leads nowhere is found again by each pass: it is told once. */
 static bool operation_is_news(struct operation *o) {
         if (strcmp(o->told_driver_id, o->cancel.record.driver_id) == 0)
                 return false;
         base_text_copy(o->told_driver_id, sizeof o->told_driver_id, o->cancel.record.driver_id);
-        o->told_foreign = false;
         return true;
 }
 
@@ -398,9 +417,14 @@ static void operation_tell(struct operation *o, const struct cancel_record *befo
         uint64_t now = event_now_usec(o->agent->event);
 
         if (r->driver_id[0] != 0 && strcmp(before->driver_id, r->driver_id) != 0 && operation_is_news(o)) {
-                operation_journal(o, JOURNAL_DRIVER_FOUND, r->process.pid ? "driver found: %s of job %s, process %" PRId32 :
-                                  "driver found: %s of job %s, known to Spark here, no process (%" PRId32 ")",
-                                  r->driver_id, o->job_id, r->process.pid);
+                if (o->cancel.by_record)
+                        operation_journal(o, JOURNAL_DRIVER_FOUND,
+                                          "driver %s of job %s is not on this node; Spark's records are asked (queued_drivers)",
+                                          r->driver_id, o->job_id);
+                else
+                        operation_journal(o, JOURNAL_DRIVER_FOUND, r->process.pid ? "driver found: %s of job %s, process %" PRId32 :
+                                          "driver found: %s of job %s, known to Spark here, no process (%" PRId32 ")",
+                                          r->driver_id, o->job_id, r->process.pid);
                 if (r->command_driver_id[0] && strcmp(r->command_driver_id, r->driver_id) != 0)
                         operation_journal(o, JOURNAL_DRIVER_DIFFERS,
                                           "the command names driver %s, the process of job %s is driver %s: the process counts",
@@ -417,7 +441,8 @@ static void operation_tell(struct operation *o, const struct cancel_record *befo
                 operation_journal(o, JOURNAL_DRIVER_NOT_HERE, "no driver of job %s on this node; looking on until %s", o->job_id,
                                   "the operation is withdrawn or its deadline passes");
         if (before->outcome != r->outcome) {
-                operation_journal(o, JOURNAL_OUTCOME, "outcome %s: %s", cancel_outcome_to_text(r->outcome),
+                operation_journal(o, o->observed ? JOURNAL_OBSERVED : JOURNAL_OUTCOME, "outcome %s: %s",
+                                  cancel_outcome_to_text(r->outcome),
                                   o->message ? o->message : "");
                 metrics_add(METRICS_OUTCOMES, cancel_outcome_to_text(r->outcome), 1);
                 o->agent->last_outcome_usec = now;
@@ -426,7 +451,7 @@ static void operation_tell(struct operation *o, const struct cancel_record *befo
                 operation_journal(o, JOURNAL_REPORT_QUARANTINED,
                                   "the control plane rejected the report of job %s: kept, not sent again; "
                                   "see the control plane's log, then `spark-cancelctl retry %s`", o->job_id, o->id);
-        if (before->state == CANCEL_REPORT && r->state == CANCEL_DONE)
+        if (before->state == CANCEL_REPORT && r->state == CANCEL_DONE && !operation_is_silent(o, r->outcome))
                 operation_journal(o, JOURNAL_REPORT_ACKNOWLEDGED, "report acknowledged: job %s, %s", o->job_id,
                                   cancel_outcome_to_text(r->outcome));
 }
@@ -506,12 +531,11 @@ void operation_feed(struct operation *o, const struct cancel_event *event) {
         struct cancel before = o->cancel;
         struct cancel_now now = agent_now(o->agent);
         struct cancel_update update;
-        bool unsent;
 
         cancel_step(&o->cancel, &o->agent->cancel_config, event, &now, &update);
         operation_check(&before, o, &update);
-        unsent = operation_drop_deeds(o, &before.record);
-        operation_note_earlier(o, &before.record);
+        operation_drop_deeds(o, &before.record);
+        operation_note_earlier(o, &before);
         operation_make_report(o, update.act);
         operation_apply_changes(o, update.change);
         operation_apply_asks(o, update.ask);
@@ -524,12 +548,39 @@ void operation_feed(struct operation *o, const struct cancel_event *event) {
                 agent_touch(o);
         operation_tell(o, &before.record);
         operation_count(o, before.record.state);
-        if (unsent)
-                operation_answer_kill_unsent(o);
+        operation_end_silently(o, &before.record);
 }
 
 void operation_feed_simple(struct operation *o, enum cancel_event_type type) {
         operation_feed(o, &(struct cancel_event){ .type = type });
+}
+
+/* The job's process that stands behind those which do not count; DRIVER_MATCH_CONTESTED is told once. */
+static enum driver_match operation_match(struct operation *o, struct driver_found *ret) {
+        const struct cancel_process *aside = &o->cancel.aside;
+        const struct driver_found after = {
+                .pid = aside->pid,
+                .start_ticks = aside->start_ticks,
+        };
+        enum driver_match match = driver_match(o->agent->driver, o->job_id, aside->pid > 0 ? &after : NULL, ret);
+
+        if (match == DRIVER_MATCH_CONTESTED && strcmp(o->told_driver_id, ret->driver_id) != 0) {
+                base_text_copy(o->told_driver_id, sizeof o->told_driver_id, ret->driver_id);
+                operation_journal(o, JOURNAL_DRIVER_FOREIGN,
+                                  "two processes claim driver %s under different job ids: neither is touched", ret->driver_id);
+        }
+        return match;
+}
+
+static void found_from_driver(const struct operation *o, const struct driver_found *found, struct cancel_found *ret) {
+        const struct cancel_process *known = &o->cancel.record.process;
+
+        *ret = (struct cancel_found){
+                .process = { found->pid, found->worker_pid, found->start_ticks, found->worker_start_ticks },
+                .supervised = found->supervised,
+                .orphan = found->worker_pid == 0 && (found->pid != known->pid || found->start_ticks != known->start_ticks),
+        };
+        base_text_copy(ret->driver_id, sizeof ret->driver_id, found->driver_id);
 }
 
 /* What the scan that has just been made says of this operation's job. */
@@ -537,34 +588,26 @@ void operation_feed_scan(struct operation *o) {
         const struct cancel_record *r = &o->cancel.record;
         struct cancel_event event = { .type = CANCEL_EVENT_SCANNED };
         struct driver_found found;
-        enum driver_match match = driver_match(o->agent->driver, o->job_id, &found);
-        bool known = false;
+        enum driver_match match = operation_match(o, &found);
 
         if (r->state == CANCEL_SETTLE)
                 operation_look_for_leftovers(o, &event);
         if (r->process.pid > 0)
                 event.process_alive = driver_process_alive(o->agent->driver, r->process.pid, r->process.start_ticks);
-        if (match == DRIVER_MATCH_ONE || match == DRIVER_MATCH_ORPHAN)
-                known = found.pid == r->process.pid && found.start_ticks == r->process.start_ticks;
         if (match == DRIVER_MATCH_ONE || match == DRIVER_MATCH_ORPHAN) {
                 event.scan = CANCEL_SCAN_PROCESS;
-                event.orphan = match == DRIVER_MATCH_ORPHAN && !known;
-                event.process = (struct cancel_process){ found.pid, known ? r->process.worker_pid : found.worker_pid,
-                                                         found.start_ticks,
-                                                         known ? r->process.worker_start_ticks : found.worker_start_ticks };
-                event.supervised = found.supervised;
-                base_text_copy(event.driver_id, sizeof event.driver_id, found.driver_id);
-                base_text_copy(o->app_name, sizeof o->app_name, found.app_name);
-                o->started_real_usec = found.started_real_usec;
-        } else if (match == DRIVER_MATCH_CONTESTED) {
-                if (strcmp(o->told_driver_id, found.driver_id) != 0)
-                        operation_journal(o, JOURNAL_DRIVER_FOREIGN,
-                                          "two processes claim driver %s under different job ids: neither is touched",
-                                          found.driver_id);
-                base_text_copy(o->told_driver_id, sizeof o->told_driver_id, found.driver_id);
-        } else if (r->command_driver_id[0] && driver_directory_exists(o->agent->driver, r->command_driver_id)) {
+                found_from_driver(o, &found, &event.found);
+                if (r->state != CANCEL_SETTLE) { /* there it may only claim to be of this job */
+                        base_text_copy(o->app_name, sizeof o->app_name, found.app_name);
+                        o->started_real_usec = found.started_real_usec;
+                }
+        } else if (match == DRIVER_MATCH_NONE && r->command_driver_id[0] &&
+                   driver_directory_exists(o->agent->driver, r->command_driver_id)) {
                 event.scan = CANCEL_SCAN_DIRECTORY;
-                base_text_copy(event.driver_id, sizeof event.driver_id, r->command_driver_id);
+                base_text_copy(event.found.driver_id, sizeof event.found.driver_id, r->command_driver_id);
+        } else if (match == DRIVER_MATCH_NONE && r->command_driver_id[0] && o->agent->config->queued_drivers) {
+                event.scan = CANCEL_SCAN_RECORD;
+                base_text_copy(event.found.driver_id, sizeof event.found.driver_id, r->command_driver_id);
         }
         operation_feed(o, &event);
 }

@@ -6,7 +6,8 @@
  * deaf drivers makes the master give the whole Worker up, and healthy bystanders die. So at most kills_per_worker
  * are outstanding at one Worker process (pid and start time); the next one goes out when the last one's death is
  * proved or its kill_retry is over, and after a slow one the Worker gets room for its heartbeats. It costs nothing,
- * since the Worker is serial anyway, and lets us choose the order.
+ * since the Worker is serial anyway, and lets us choose the order. An operation that ends first (its deadline passed,
+ * the driver lives) leaves its slot behind: the Worker knows nothing of deadlines.
  */
 #include "agent_internal.h"
 
@@ -24,6 +25,7 @@ static struct worker *worker_get(struct agent *agent, const struct cancel_proces
         worker->pid = process->worker_pid;
         worker->start_ticks = process->worker_start_ticks;
         TAILQ_INIT(&worker->waiting);
+        TAILQ_INIT(&worker->kept);
         TAILQ_INSERT_TAIL(&agent->workers, worker, link);
         return worker;
 }
@@ -55,19 +57,67 @@ void pace_want(struct operation *o) {
         TAILQ_INSERT_TAIL(&worker->waiting, o, slot_link);
 }
 
+/* Until when the Worker may be at this operation's last kill; 0: it is not. */
+static uint64_t busy_until_usec(const struct operation *o) {
+        const struct cancel_record *r = &o->cancel.record;
+        uint64_t until = base_usec_add(r->killed_usec, o->agent->config->kill_retry_usec);
+        bool gone = r->state == CANCEL_SETTLE || r->ended_usec > r->killed_usec;
+
+        return r->killed_usec == 0 || gone || until <= event_now_usec(o->agent->event) ? 0 : until;
+}
+
+/* The slot stays taken. Without memory for it nothing is sent to this Worker for as long. */
+static void worker_keep(struct worker *worker, uint64_t until_usec) {
+        struct kept_slot *kept = calloc(1, sizeof *kept), *later;
+
+        if (!kept) {
+                worker->outstanding--;
+                worker->free_usec = base_max_u64(worker->free_usec, until_usec);
+                return;
+        }
+        kept->until_usec = until_usec;
+        TAILQ_FOREACH(later, &worker->kept, link)
+                if (later->until_usec > until_usec)
+                        break;
+        if (later)
+                TAILQ_INSERT_BEFORE(later, kept, link);
+        else
+                TAILQ_INSERT_TAIL(&worker->kept, kept, link);
+}
+
+static void worker_expire(struct worker *worker, uint64_t now) {
+        struct kept_slot *kept;
+
+        while ((kept = TAILQ_FIRST(&worker->kept)) && kept->until_usec <= now) {
+                TAILQ_REMOVE(&worker->kept, kept, link);
+                worker->outstanding--;
+                free(kept);
+        }
+}
+
+static void release_slot(struct operation *o, uint64_t now) {
+        struct worker *worker = o->worker;
+        uint64_t until = busy_until_usec(o), killed = o->cancel.record.killed_usec;
+
+        if (until > 0) {
+                worker_keep(worker, until);
+                return;
+        }
+        worker->outstanding--;
+        if (killed > 0 && base_usec_sub(now, killed) > SLOW_KILL_USEC)
+                worker->free_usec = base_max_u64(worker->free_usec, now + o->agent->config->worker_heartbeat_usec);
+}
+
 void pace_release(struct operation *o) {
         struct worker *worker = o->worker;
         uint64_t now = event_now_usec(o->agent->event);
 
         if (!worker)
                 return;
-        if (o->has_slot) {
-                worker->outstanding--;
-                if (o->cancel.record.killed_usec > 0 && base_usec_sub(now, o->cancel.record.killed_usec) > SLOW_KILL_USEC)
-                        worker->free_usec = base_max_u64(worker->free_usec, now + o->agent->config->worker_heartbeat_usec);
-        } else {
+        if (o->has_slot)
+                release_slot(o, now);
+        else
                 TAILQ_REMOVE(&worker->waiting, o, slot_link);
-        }
         o->worker = NULL;
         o->has_slot = false;
         worker_drop_if_idle(o->agent, worker);
@@ -82,6 +132,16 @@ void pace_adopt(struct operation *o) {
         o->worker = worker;
         o->has_slot = true;
         worker->outstanding++;
+}
+
+void pace_keep(struct operation *o) {
+        struct worker *worker;
+        uint64_t until = busy_until_usec(o);
+
+        if (until == 0 || !(worker = worker_get(o->agent, &o->cancel.record.process)))
+                return;
+        worker->outstanding++;
+        worker_keep(worker, until);
 }
 
 /* Who was never tried goes first, the nearest deadline before others; then who was tried longest ago: a driver that
@@ -134,7 +194,11 @@ void pace_grant(struct agent *agent) {
         TAILQ_FOREACH_SAFE_(o, &agent->touched, touched_link, next_operation)
                 if (o->has_slot && o->cancel.wants_slot)
                         operation_feed_simple(o, CANCEL_EVENT_SLOT);
+        TAILQ_FOREACH(worker, &agent->workers, link)
+                worker_expire(worker, now);
         TAILQ_FOREACH_SAFE_(worker, &agent->workers, link, next) {
+                if (!TAILQ_EMPTY(&worker->kept))
+                        agent_try_again(agent, TAILQ_FIRST(&worker->kept)->until_usec);
                 if (TAILQ_EMPTY(&worker->waiting)) {
                         worker_drop_if_idle(agent, worker);
                         continue;
@@ -150,6 +214,7 @@ void pace_deinit(struct agent *agent) {
         struct worker *worker;
 
         while ((worker = TAILQ_FIRST(&agent->workers))) {
+                worker_expire(worker, USEC_NEVER);
                 TAILQ_REMOVE(&agent->workers, worker, link);
                 free(worker);
         }

@@ -45,6 +45,8 @@ static int job_status(const struct cancel_record *r, enum cancel_outcome outcome
                 return STATUS_ERROR;
         case CANCEL_DRY_RUN:
                 return status_as_it_is(r->word);
+        case CANCEL_DRIVER_LOST: /* with its Worker (queued_drivers), or out of the masters' memory */
+                return r->word == CANCEL_WORD_ERROR ? STATUS_ERROR : STATUS_UNSPECIFIED;
         case CANCEL_OUTCOME_NONE:
         case CANCEL_NOT_ON_NODE:
         case CANCEL_NOT_FOUND:
@@ -52,7 +54,6 @@ static int job_status(const struct cancel_record *r, enum cancel_outcome outcome
         case CANCEL_SPARK_REFUSED:
         case CANCEL_DEADLINE_EXCEEDED:
         case CANCEL_DRIVER_SURVIVED:
-        case CANCEL_DRIVER_LOST:
         case CANCEL_INVALID_COMMAND:
         case CANCEL_OUTCOME_MAX:
                 break;
@@ -103,8 +104,8 @@ static int message_of_end(const struct operation *o, struct buffer *out) {
         case CANCEL_ALREADY_FAILED:
                 return buffer_append_format(out, "Driver %s had failed by itself before it could be killed.", r->driver_id);
         case CANCEL_DRY_RUN:
-                return buffer_append_format(out, "Dry run: a cancel would kill driver %s, process %" PRId32 ".", r->driver_id,
-                                            r->process.pid);
+                return buffer_append_format(out, "%s: a cancel would kill driver %s, process %" PRId32 ".",
+                                            o->observed ? "Observe mode" : "Dry run", r->driver_id, r->process.pid);
         case CANCEL_SPARK_UNREACHABLE:
                 return buffer_append_format(out, "No Spark master answered as ALIVE until the deadline. Check the masters in "
                                             "[spark] masters and that spark.master.rest.enabled is true there; %s.",
@@ -116,11 +117,15 @@ static int message_of_end(const struct operation *o, struct buffer *out) {
         case CANCEL_DEADLINE_EXCEEDED:
                 return buffer_append_format(out, "The deadline passed; %s. Look at driver %s on this node.",
                                             r->ended_usec ? "the process is gone, but how it ended is not known" :
-                                            "the driver still runs", r->driver_id);
+                                            r->process.pid ? "the driver still runs" : "the driver has no process here, and its end "
+                                            "is not known", r->driver_id);
         case CANCEL_DRIVER_SURVIVED:
                 return buffer_append_format(out, "Spark calls driver %s ended, but its process %" PRId32 " still runs. End it by hand.",
                                             r->driver_id, r->process.pid);
         case CANCEL_DRIVER_LOST:
+                if (r->word == CANCEL_WORD_ERROR)
+                        return buffer_append_format(out, "Spark has lost driver %s with its worker (ERROR), and nobody has proved "
+                                                    "its process gone. Look on that worker's node.", r->driver_id);
                 return buffer_append_format(out, "Driver %s is gone, and no Spark master knows how it ended.", r->driver_id);
         case CANCEL_INVALID_COMMAND:
                 return buffer_append_format(out, "The command is invalid: %s.", o->message ? o->message : "");
@@ -140,6 +145,13 @@ static int message_of_kills(const struct cancel_record *r, struct buffer *out) {
                 return buffer_append_format(out, " %" PRIu32 " kill request%s sent, none known to be accepted.", r->kill_requests,
                                             r->kill_requests == 1 ? " was" : "s were");
         return 0;
+}
+
+static int message_of_signals(const struct operation *o, struct buffer *out) {
+        if (!o->cancel.denied)
+                return 0;
+        return buffer_append_format(out, " This agent was not permitted to signal process %" PRId32 ": it has lost CAP_KILL, or "
+                                    "does not run as the drivers' user any more.", o->cancel.record.process.pid);
 }
 
 /* All leftovers by name, as far as there is room; the journal names them, too. */
@@ -167,6 +179,8 @@ static int report_message(struct operation *o, bool final) {
         r = message_of_end(o, &text);
         if (r == 0)
                 r = message_of_kills(&o->cancel.record, &text);
+        if (r == 0)
+                r = message_of_signals(o, &text);
         if (r == 0 && o->message && o->cancel.record.outcome != CANCEL_INVALID_COMMAND)
                 r = buffer_append_format(&text, " Before it: %s.", o->message);
         if (r == 0)
@@ -200,7 +214,7 @@ int report_make(struct operation *o, bool final) {
         int status = job_status(r, outcome);
         int result = report_message(o, final);
 
-        if (result < 0)
+        if (result < 0 || operation_is_silent(o, outcome))
                 return result;
         result = command_encode_report(
                 &(struct command_report){

@@ -11,7 +11,7 @@
  *   SEARCH   no driver of the job known here
  *   KILL     driver identified; Spark is asked to kill it
  *   WAIT     a kill was accepted; death not yet seen
- *   TERM, FORCE   local SIGTERM, SIGKILL, only where `escalation` allows
+ *   TERM, FORCE   local SIGTERM, SIGKILL, only where `escalation` allows; Spark is asked on
  *   SETTLE   the process is gone: last scan, Spark's final word, leftovers
  *   REPORT   outcome fixed, stored, not yet acknowledged
  *   QUARANTINE    the control plane rejected the report
@@ -55,6 +55,14 @@ struct cancel_process {
         uint64_t worker_start_ticks;
 };
 
+/* A driver of the job that a scan offers. */
+struct cancel_found {
+        struct cancel_process process;          /* pid 0: none, only a directory with the id that the command names */
+        bool supervised;
+        bool orphan;                            /* its Worker is gone, and we never saw it under one */
+        char driver_id[DRIVER_ID_MAX + 1];
+};
+
 /* The durable part: what store keeps of the machine, and all that a report is made of. */
 struct cancel_record {
         enum cancel_state state;
@@ -66,7 +74,8 @@ struct cancel_record {
         bool refused_auth;                      /* among Spark's refusals was a 401 or 403 */
         enum cancel_outcome progress;           /* last progress reported: NONE, NOT_ON_NODE, IN_PROGRESS */
         enum cancel_word word;                  /* Spark's last word */
-        enum cancel_escalation escalation;      /* local signals that were sent */
+        enum cancel_escalation escalation;      /* the strongest signal that `process` was sent, or may be sent: counted
+                                                 * before it goes out */
         char command_driver_id[DRIVER_ID_MAX + 1]; /* from the command, may be "" */
         char driver_id[DRIVER_ID_MAX + 1];      /* the driver found, "" while none is */
         struct cancel_process process;
@@ -74,10 +83,10 @@ struct cancel_record {
         int32_t leftover_processes;             /* descendants still there 2 s after the driver's end: a lower bound */
         uint64_t received_usec, received_real_usec;      /* both clocks: event clock (boot time), wall clock */
         uint64_t deadline_usec, deadline_real_usec;
-        uint64_t killed_usec;                   /* last kill request, event clock; 0: none */
+        uint64_t killed_usec;                   /* last kill request that may be outstanding, event clock; 0: none */
         uint64_t answered_usec;                 /* first kill request that was answered, or first round that failed at
                                                  * every master, the earlier: escalate_after counts from here; 0: none */
-        uint64_t accepted_usec, accepted_real_usec;      /* first accepted kill; 0: none */
+        uint64_t accepted_usec, accepted_real_usec;      /* first accepted kill of driver_id; 0: none */
         uint64_t ended_usec, ended_real_usec;   /* process proved gone; 0: not */
 };
 
@@ -89,10 +98,23 @@ struct cancel {
         bool driver_held;        /* the process is proved alive and watched through its pidfd */
         bool orphan;             /* not seen under its Worker: it counts only when Spark's status places it here */
         bool placed_here;        /* Spark's status named a worker of this node for record.driver_id */
+        bool by_record;          /* the last scan said RECORD: Spark's records alone answer for record.driver_id */
         bool kill_planned;       /* the last counted kill request has not been sent */
         bool wants_slot;         /* waits for its turn at the worker */
         bool asking;             /* a status question is in flight */
+        bool kill_due;           /* it has its turn: CANCEL_ACT_KILL waits for its commit */
         bool killing;            /* a kill request is in flight */
+        bool denied;             /* the process could not be signalled: no right to */
+        bool looking;            /* KILL: a scan was asked for, for another process of the job */
+        bool looked;             /* KILL: … and there was none behind this one; not again before look_usec */
+        uint32_t asides;         /* processes that this pass has set aside */
+        bool passed;             /* SETTLE: the pass has come to its end; what came meanwhile stands at its head */
+        bool unresolved;         /* SETTLE: one that was set aside is neither ours nor another's, as far as Spark says */
+        struct cancel_process head; /* SETTLE: the newest process that this pass has seen */
+        uint32_t kills_before;   /* kill requests that were for earlier drivers */
+        enum cancel_escalation signalled; /* of record.escalation: what is known to be sent, or was before a restart */
+        struct cancel_process aside; /* the scan offers what stands behind this process; pid 0: the first */
+        struct cancel_found suspect; /* SETTLE: another process of the job; Spark is asked where its driver is */
         bool unproved;           /* after a restart, until the first scan: the stored process may be gone */
         bool scanned;            /* SEARCH: a scan was made; SETTLE: one since the process was gone found nothing */
         bool asked;              /* SETTLE: Spark was asked since the process was gone */
@@ -109,6 +131,8 @@ struct cancel {
         uint64_t ask_usec;       /* next status question; USEC_NEVER: none */
         uint64_t scan_usec;      /* next scan; USEC_NEVER: none */
         uint64_t retry_usec;     /* next kill; USEC_NEVER: none */
+        uint64_t force_usec;     /* TERM: next signal; USEC_NEVER: none */
+        uint64_t look_usec;
 };
 
 struct cancel_config {
@@ -132,7 +156,9 @@ enum cancel_event_type {
         CANCEL_EVENT_SCANNED,         /* the answer to CANCEL_ASK_SCAN */
         CANCEL_EVENT_EXITED,          /* the held process is gone, seen through its pidfd */
         CANCEL_EVENT_STATUS,          /* the answer to CANCEL_ASK_STATUS */
-        CANCEL_EVENT_KILL_ANSWERED,   /* the answer to CANCEL_ACT_KILL */
+        CANCEL_EVENT_KILL_SENT,       /* CANCEL_ACT_KILL is being done: the request leaves now */
+        CANCEL_EVENT_KILL_ANSWERED,   /* the answer to it */
+        CANCEL_EVENT_SIGNALLED,       /* CANCEL_ACT_TERM or CANCEL_ACT_FORCE was done: `signal`, `signal_result` */
         CANCEL_EVENT_SLOT,            /* its turn at the worker has come */
         CANCEL_EVENT_TIMER,           /* update.wake_usec has come */
         CANCEL_EVENT_REPORT_ANSWERED, /* the final report was answered */
@@ -140,11 +166,20 @@ enum cancel_event_type {
         CANCEL_EVENT_TYPE_MAX,
 };
 
-enum cancel_scan { /* what one pass over the node says about the job */
-        CANCEL_SCAN_NONE,        /* no driver of the job, or one that does not count (claimed by two jobs, foreign) */
-        CANCEL_SCAN_PROCESS,     /* a proved process: `process`, `driver_id`, `supervised` */
-        CANCEL_SCAN_DIRECTORY,   /* no process, but the command's driver id has a directory here: `driver_id` */
+enum cancel_scan { /* what one pass over the node says about the job, behind `aside` */
+        CANCEL_SCAN_NONE,        /* no driver of the job, or one that does not count (claimed by two jobs) */
+        CANCEL_SCAN_PROCESS,     /* a proved process: `found` */
+        CANCEL_SCAN_DIRECTORY,   /* no process, but the command's driver id has a directory here: `found.driver_id` */
+        CANCEL_SCAN_RECORD,      /* neither, but this agent answers for the command's driver id from Spark's records alone
+                                  * (queued_drivers): `found.driver_id` */
         CANCEL_SCAN_MAX,
+};
+
+enum cancel_signal_result {
+        CANCEL_SIGNAL_SENT,
+        CANCEL_SIGNAL_GONE,      /* the process had ended: what it did not get did not end it */
+        CANCEL_SIGNAL_DENIED,    /* no right to signal it */
+        CANCEL_SIGNAL_RESULT_MAX,
 };
 
 enum cancel_answer { /* a round over the masters, in six words */
@@ -162,23 +197,22 @@ struct cancel_event {
         bool same_boot;                     /* RESTARTED */
         enum cancel_scan scan;              /* SCANNED */
         bool process_alive;                 /* SCANNED: record.process (pid and start time) still exists */
-        struct cancel_process process;      /* SCANNED, PROCESS */
-        bool supervised;                    /* SCANNED, PROCESS */
-        bool orphan;                        /* SCANNED, PROCESS: its Worker is gone, and we never saw it under one */
+        struct cancel_found found;          /* SCANNED, PROCESS or DIRECTORY */
         uint32_t leftovers;                 /* SCANNED, in SETTLE: the ended driver's descendants that are alive */
         bool leftovers_held;                /* SCANNED, in SETTLE: for some there is a pidfd */
-        char driver_id[DRIVER_ID_MAX + 1];  /* SCANNED, PROCESS or DIRECTORY */
         enum cancel_answer answer;          /* STATUS, KILL_ANSWERED */
         uint32_t asked;                     /* KILL_ANSWERED: the masters that the request was handed to */
         enum cancel_word word;              /* STATUS */
         bool here;                          /* STATUS: the worker it names is this node's */
         bool elsewhere;                     /* STATUS: it names a worker of another node */
         bool accepted;                      /* REPORT_ANSWERED: the duty is over; false: rejected */
+        enum cancel_escalation signal;      /* SIGNALLED: which */
+        enum cancel_signal_result signal_result;
 };
 
 enum cancel_ask { /* questions: change nothing, need no commit */
-        CANCEL_ASK_SCAN = 1 << 0,
-        CANCEL_ASK_STATUS = 1 << 1, /* of record.driver_id */
+        CANCEL_ASK_SCAN = 1 << 0,   /* what stands behind `aside` */
+        CANCEL_ASK_STATUS = 1 << 1, /* of cancel_status_id() */
 };
 
 enum cancel_act { /* deeds: only after the update was stored */
@@ -215,6 +249,13 @@ void cancel_begin(struct cancel *cancel, const struct cancel_now *now, uint64_t 
 /* cancel_step() - the one public step. Every event is legal in every state; what makes no sense changes nothing. */
 void cancel_step(struct cancel *cancel, const struct cancel_config *config, const struct cancel_event *event,
                  const struct cancel_now *now, struct cancel_update *ret_update);
+
+/* cancel_status_id() - the driver that CANCEL_ASK_STATUS asks about. */
+const char *cancel_status_id(const struct cancel *cancel);
+
+/* cancel_kills_of_driver() - kill requests for record.driver_id that may have left this node; after a restart those for
+ * earlier drivers are among them. */
+uint32_t cancel_kills_of_driver(const struct cancel *cancel);
 
 bool cancel_transition_allowed(enum cancel_state from, enum cancel_state to);
 

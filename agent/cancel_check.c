@@ -91,14 +91,34 @@ static const char *check_leftovers(const struct cancel *after, const struct canc
         return NULL;
 }
 
+/* A record speaks of one driver: what was done to another one of the job is not put down to it. */
+static const char *check_driver(const struct cancel *before, const struct cancel *after) {
+        const struct cancel_record *b = &before->record, *a = &after->record;
+        bool other_driver = strcmp(b->driver_id, a->driver_id) != 0 && a->driver_id[0] != 0;
+        bool other_process = a->process.pid > 0 &&
+                             (a->process.pid != b->process.pid || a->process.start_ticks != b->process.start_ticks);
+
+        if (other_driver && a->accepted_usec != 0)
+                return "a kill that was accepted for another driver";
+        if (other_process && a->escalation != CANCEL_ESCALATION_NONE)
+                return "a signal that another process got";
+        if (after->suspect.process.pid > 0 && (a->state != CANCEL_SETTLE || after->scanned))
+                return "a suspect that is forgotten about";
+        return NULL;
+}
+
 static const char *check_acts(const struct cancel *before, const struct cancel *after,
                               const struct cancel_update *update) {
         if (update->act & CANCEL_ACT_KILL) {
-                if (after->record.state != CANCEL_KILL || !after->placed_here || after->record.driver_id[0] == 0)
+                const enum cancel_state state = after->record.state;
+
+                if (state != CANCEL_KILL && state != CANCEL_TERM && state != CANCEL_FORCE)
+                        return "a kill in a state that asks for none";
+                if (!after->placed_here || after->record.driver_id[0] == 0)
                         return "a kill for a driver whose place is not proved";
                 if (after->record.dry_run)
                         return "a kill in a dry run";
-                if (after->record.kill_requests == 0)
+                if (after->record.kill_requests == 0 || !after->kill_planned || !after->kill_due)
                         return "a kill that was not counted";
         }
         if ((update->act & (CANCEL_ACT_TERM | CANCEL_ACT_FORCE)) &&
@@ -123,6 +143,8 @@ const char *cancel_check(const struct cancel *before, const struct cancel *after
                 broken = check_acts(before, after, update);
         if (!broken)
                 broken = check_leftovers(after, update);
+        if (!broken)
+                broken = check_driver(before, after);
         if (broken)
                 return broken;
         if (!update->durable && differs_durably(&before->record, &after->record))

@@ -103,6 +103,8 @@ const struct config_option config_options[] = {
         CREDENTIAL("spark", "private_key_file", spark_private_key_file,
              .help = "Private key of certificate_file (PEM)."),
 
+        OPTION("cancel", "mode", CONFIG_MODE, observe, .fallback = "act", .restart = true,
+               .help = "act, or observe: find, log and show what a cancel would kill; kill nothing, report no end."),
         TIME("cancel", default_deadline, "15min", USEC_PER_SEC, 7 * DAY,
              .help = "Time for a cancel whose command names no deadline."),
         TIME("cancel", kill_retry, "25s", 100 * USEC_PER_MSEC, USEC_PER_HOUR,
@@ -115,7 +117,7 @@ const struct config_option config_options[] = {
         TIME("cancel", relaunch_window, "75s", 0, USEC_PER_HOUR,
              .help = "How long a supervised driver is watched for its return."),
         WORD("cancel", queued_drivers, CONFIG_BOOL, "no",
-             .help = "Answer for drivers that are still SUBMITTED; not supported by this version."),
+             .help = "Answer from Spark's records for drivers that run nowhere (SUBMITTED); on one node."),
         NUMBER("cancel", max_open, "100000", 1, 10000000,
                .help = "Open operations beyond which no further command is read."),
         TIME("cancel", retention, "7d", USEC_PER_HOUR, 365 * DAY, .help = "How long ended operations are remembered."),
@@ -537,9 +539,6 @@ static int check_cancel(struct loader *loader) {
                         loader, "cancel", "kill_retry",
                         "must be more than 2 x worker_terminate_timeout: until then the Worker is still at the "
                         "first kill");
-        if (config->queued_drivers)
-                return fail_option(loader, "cancel", "queued_drivers",
-                                   "yes is not supported by this version (allowed: no)");
         if (config->escalation == CANCEL_ESCALATION_NONE || config_host_can_signal(expected_uid(config)))
                 return 0;
         if (expected_uid(config) < 0)

@@ -39,6 +39,7 @@ struct config { /* owned strings; NULL: not set */
         uint64_t kills_per_worker, max_open, retention_max, retention_usec;
         enum cancel_escalation escalation;
         bool queued_drivers;
+        bool observe;                    /* mode = observe: nothing is killed and no final report made */
 };
 
 /* config_load() - read and check `path`; defaults from the environment ($STATE_DIRECTORY, $RUNTIME_DIRECTORY,

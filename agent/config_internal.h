@@ -17,6 +17,7 @@ enum config_kind {
         CONFIG_BOOL,       /* bool */
         CONFIG_LEVEL,      /* enum log_priority */
         CONFIG_ESCALATION, /* enum cancel_escalation */
+        CONFIG_MODE,       /* bool: observe */
 };
 
 struct config_rule {

@@ -225,6 +225,14 @@ static bool escalation_parse(const char *text, enum cancel_escalation *ret) {
         return false;
 }
 
+static bool mode_parse(const char *text, bool *ret_observe) {
+        bool observe = strcmp(text, "observe") == 0;
+        if (!observe && strcmp(text, "act") != 0)
+                return false;
+        *ret_observe = observe;
+        return true;
+}
+
 static bool bool_parse(const char *text, bool *ret) {
         bool yes = strcmp(text, "yes") == 0 || strcmp(text, "true") == 0;
         if (!yes && strcmp(text, "no") != 0 && strcmp(text, "false") != 0)
@@ -252,6 +260,8 @@ static const char *what_of(const struct config_option *option) {
                 return "a log level";
         case CONFIG_ESCALATION:
                 return "an escalation";
+        case CONFIG_MODE:
+                return "a mode";
         }
         return "a value";
 }
@@ -286,6 +296,9 @@ void config_value_allowed(const struct config_option *option, char *text, size_t
                 return;
         case CONFIG_ESCALATION:
                 (void)base_text_copy(text, size, "none, term, kill");
+                return;
+        case CONFIG_MODE:
+                (void)base_text_copy(text, size, "act, observe");
                 return;
         }
 }
@@ -417,6 +430,8 @@ int config_value_parse(const struct config_option *option, const char *text, str
                 return log_level_from_text(text, field) == 0 ? 0 : refuse_kind(option, text, error);
         case CONFIG_ESCALATION:
                 return escalation_parse(text, field) ? 0 : refuse_kind(option, text, error);
+        case CONFIG_MODE:
+                return mode_parse(text, field) ? 0 : refuse_kind(option, text, error);
         }
         return -EINVAL;
 }
@@ -459,6 +474,8 @@ int config_value_print(const struct config_option *option, const struct config *
                 return buffer_append_text(out, log_level_to_text(*(const enum log_priority *)field));
         case CONFIG_ESCALATION:
                 return buffer_append_text(out, escalation_words[*(const enum cancel_escalation *)field]);
+        case CONFIG_MODE:
+                return buffer_append_text(out, *(const bool *)field ? "observe" : "act");
         }
         return -EINVAL;
 }

@@ -77,6 +77,7 @@ int driver_new(struct event *event, const struct driver_options *options, int (*
                 return r;
         driver->proc_fd = options->proc_fd;
         driver->driver_uid = options->driver_uid;
+        driver->observe = options->observe;
         driver->ticks_per_second = ticks > 0 ? (uint64_t)ticks : 100;
         driver->argv_bytes = BUFFER_INIT(DRIVER_ARGV_MAX);
         driver->parent_bytes = BUFFER_INIT(DRIVER_ARGV_MAX);
@@ -111,6 +112,14 @@ uint32_t driver_scan_size(const struct driver *driver) {
         return driver->table.size;
 }
 
+uint32_t driver_count(const struct driver *driver) {
+        uint32_t count = 0;
+
+        for (size_t i = 0; i < driver->table.count; i++)
+                count += driver->table.processes[i].found.job_id[0] != 0;
+        return count;
+}
+
 /* find_first() - the first of the job's processes; NULL: none. */
 static const struct driver_process *find_first(const struct driver_table *table, const char *job_id) {
         size_t low = 0, high = table->count;
@@ -128,18 +137,36 @@ static const struct driver_process *find_first(const struct driver_table *table,
         return &table->processes[low];
 }
 
-enum driver_match driver_match(const struct driver *driver, const char *job_id, struct driver_found *ret) {
-        const struct driver_process *process;
+/* is_behind() - does this process stand behind `after` in its job's order? See compare_by_job(). */
+static bool is_behind(const struct driver_process *process, const struct driver_found *after) {
+        const struct driver_found *found = &process->found;
+
+        if (found->start_ticks != after->start_ticks)
+                return found->start_ticks < after->start_ticks;
+        return found->pid < after->pid;
+}
+
+enum driver_match driver_match(const struct driver *driver, const char *job_id, const struct driver_found *after,
+                               struct driver_found *ret) {
+        const struct driver_table *table = &driver->table;
+        const struct driver_process *process, *contested = NULL;
 
         if (*job_id == 0) /* that is where drivers without a job id stand */
                 return DRIVER_MATCH_NONE;
-        process = find_first(&driver->table, job_id);
-        if (!process)
+        process = find_first(table, job_id);
+        for (; process && process < table->processes + table->count && strcmp(process->found.job_id, job_id) == 0; process++) {
+                if (after && !is_behind(process, after))
+                        continue;
+                if (!process->contested) {
+                        *ret = process->found;
+                        return process->orphan ? DRIVER_MATCH_ORPHAN : DRIVER_MATCH_ONE;
+                }
+                contested = contested ? contested : process;
+        }
+        if (!contested)
                 return DRIVER_MATCH_NONE;
-        if (process->contested)
-                return DRIVER_MATCH_CONTESTED;
-        *ret = process->found;
-        return process->orphan ? DRIVER_MATCH_ORPHAN : DRIVER_MATCH_ONE;
+        *ret = contested->found;
+        return DRIVER_MATCH_CONTESTED;
 }
 
 bool driver_process_alive(const struct driver *driver, int32_t pid, uint64_t start_ticks) {

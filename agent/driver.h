@@ -21,6 +21,7 @@ struct driver_options {
         const char *work_directory;  /* path; may not exist yet: watched for */
         const char *job_id_property; /* spark.yandex.job.id */
         int64_t driver_uid;          /* the expected owner; -1: owner of the work directory */
+        bool observe;                /* no signal is sent: driver_signal*() are -ECANCELED */
 };
 
 struct driver_found {
@@ -59,10 +60,16 @@ DEFINE_CLEANUP(struct driver *, driver_free)
 int driver_scan(struct driver *driver);
 uint32_t driver_scan_size(const struct driver *driver); /* processes seen in the last pass */
 
-/* driver_match() - what the last scan says of `job_id`. Several processes of one job: the newest start wins and
- * the others are found again by the scan after its end. One under its Worker goes before an orphan, one that is not
- * contested before one that is. O(log n). */
-enum driver_match driver_match(const struct driver *driver, const char *job_id, struct driver_found *ret);
+/* driver_count() - the processes of the last scan that passed as some job's driver. */
+uint32_t driver_count(const struct driver *driver);
+
+/* driver_match() - what the last scan says of `job_id`: the first of its processes, in a fixed order, that stands behind
+ * `after` (pid, start_ticks; NULL: of all). Any process of the drivers' user can claim to be a driver of any job, so a
+ * caller that finds one to be none goes on with the next: none hides another. The newest comes first, so what starts later
+ * stands before all that was seen. Contested ones are passed over; CONTESTED says that nothing else is left, and `ret` is
+ * one of them. O(log n), and the number of the job's own processes. */
+enum driver_match driver_match(const struct driver *driver, const char *job_id, const struct driver_found *after,
+                               struct driver_found *ret);
 
 /* driver_process_alive() - does (pid, start time) still exist, and is it no zombie? Reads the process directory now.
  * True as well when that can't be read: false is a proof of its end. */

@@ -52,6 +52,7 @@ int driver_hold(struct driver *driver, const struct driver_found *found, int (*e
         if (!hold)
                 return -ENOMEM;
         hold->pid = found->pid;
+        hold->observe = driver->observe;
         hold->exited = exited;
         hold->userdata = userdata;
         hold->pidfd = pidfd_open_raw(found->pid);
@@ -87,6 +88,8 @@ struct driver_hold *driver_hold_free(struct driver_hold *hold) {
 int driver_signal(struct driver_hold *hold, int signal_number) {
         if (signal_number != SIGTERM && signal_number != SIGKILL)
                 return -EINVAL;
+        if (hold->observe)
+                return -ECANCELED;
         if (!hold->source)
                 return -ESRCH;
         return syscall(SYS_pidfd_send_signal, hold->pidfd, signal_number, NULL, 0U) < 0 ? -errno : 0;

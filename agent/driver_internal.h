@@ -82,6 +82,7 @@ struct driver_hold {
         void *userdata;
         struct driver_relative *relatives; /* NULL: none yet */
         size_t relative_count;
+        bool observe;                      /* never to be signalled */
 };
 
 struct driver {
@@ -90,6 +91,7 @@ struct driver {
         char *work_directory;
         char *job_id_property;
         int64_t driver_uid;
+        bool observe;
         uint64_t ticks_per_second;
         struct driver_table table;
         struct buffer argv_bytes;   /* the cmdline that is looked at */

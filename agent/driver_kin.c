@@ -345,6 +345,8 @@ int driver_signal_leftovers(struct driver_hold *hold, int signal_number) {
 
         if (signal_number != SIGTERM && signal_number != SIGKILL)
                 return -EINVAL;
+        if (hold->observe)
+                return -ECANCELED;
         for (size_t i = 0; i < hold->relative_count; i++) {
                 if (has_ended(hold->relatives[i].pidfd))
                         continue; /* a dead one that nobody has reaped would take it */

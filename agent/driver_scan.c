@@ -389,10 +389,6 @@ static int compare_text_then_age(const char *a_text, const char *b_text, const s
 
         if (order != 0)
                 return order;
-        if (a->contested != b->contested)
-                return a->contested ? 1 : -1;
-        if (a->orphan != b->orphan)
-                return a->orphan ? 1 : -1;
         if (a->found.start_ticks != b->found.start_ticks)
                 return a->found.start_ticks > b->found.start_ticks ? -1 : 1;
         return a->found.pid > b->found.pid ? -1 : a->found.pid < b->found.pid ? 1 : 0;
@@ -404,7 +400,8 @@ static int compare_by_driver(const void *a, const void *b) {
         return compare_text_then_age(x->found.driver_id, y->found.driver_id, x, y);
 }
 
-/* Within a job the one to act on comes first: proved before orphaned, uncontested before contested, newest first. */
+/* Within a job: newest first. The order is one of facts that never change, since driver_match() goes on behind a process
+ * that an earlier scan saw. */
 static int compare_by_job(const void *a, const void *b) {
         const struct driver_process *x = a, *y = b;
 

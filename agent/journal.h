@@ -48,6 +48,9 @@
         X(SCAN_FAILED, "ac571fea14614088945859a0b7795e9f", ERR)                                       \
         X(HOLD_FAILED, "b97d031d5625425aa65a4d606e6b90aa", ERR)                                       \
         X(FULL, "2fe42f7b4ed74e53a78c3f61ec69558a", WARNING)                                          \
+        X(OBSERVING, "4c7f303239534137ad28e944fc639733", NOTICE)                                      \
+        X(OBSERVED, "ce59da03cb6e4e5cabee217701d7a46b", NOTICE)                                       \
+        X(LOCAL_CANCEL, "ad0dc44442ec42e8b9e3f5ca18c1d9e7", NOTICE)                                   \
         X(WORK_DIRECTORY, "eb52b84092634af182fd11f6682a369f", WARNING)
 
 enum journal_event {

@@ -218,6 +218,7 @@ static struct spark_options spark_options_of(const struct program *p, const stru
                 .worker_host_count = c->worker_hosts.count,
                 .request_timeout_usec = c->request_timeout_usec,
                 .token = p->spark_token,
+                .observe = c->observe,
                 .ca_file = c->spark_ca_file,
                 .certificate_file = c->spark_certificate_file,
                 .private_key_file = c->spark_private_key_file,
@@ -244,6 +245,7 @@ static int make_agent(struct program *p) {
                                .work_directory = c->work_directory,
                                .job_id_property = c->job_id_property,
                                .driver_uid = c->driver_uid,
+                               .observe = c->observe,
                        },
                        agent_driver_wake, p->agent, &p->driver);
         if (r < 0)
@@ -262,6 +264,7 @@ static int make_agent(struct program *p) {
         if (r < 0)
                 return fail("session with the control plane", r);
         agent_attach(p->agent, p->control, p->driver, p->spark, p->store);
+        agent_lend(p->agent, p->http, p->spark_token);
         return 0;
 }
 
@@ -341,6 +344,8 @@ static int on_status(void *userdata) {
 
         agent_status_text(p->agent, text, sizeof text);
         (void)sd_notifyf(0, "STATUS=%s", text);
+        if (p->config->metrics_file)
+                agent_set_gauges(p->agent);
         if (p->config->metrics_file && p->metrics_generation != metrics_generation()) {
                 p->metrics_generation = metrics_generation();
                 if (metrics_write_file(p->config->metrics_file) < 0)
@@ -350,7 +355,7 @@ static int on_status(void *userdata) {
 }
 
 static int bus_metrics(struct buffer *out, void *userdata) {
-        (void)userdata;
+        agent_set_gauges(((struct program *)userdata)->agent);
         return metrics_render(out);
 }
 
@@ -368,6 +373,18 @@ static int bus_retry(const char *operation_id, void *userdata) {
         return agent_bus_retry(operation_id, ((struct program *)userdata)->agent);
 }
 
+static int bus_find(const char *job_id, struct bus_call *call, void *userdata) {
+        return agent_bus_find(job_id, call, ((struct program *)userdata)->agent);
+}
+
+static int bus_cancel(const char *job_id, uint32_t uid, struct bus_call *call, void *userdata) {
+        return agent_bus_cancel(job_id, uid, call, ((struct program *)userdata)->agent);
+}
+
+static int bus_check(struct bus_call *call, void *userdata) {
+        return agent_bus_check(call, ((struct program *)userdata)->agent);
+}
+
 static int make_bus(struct program *p) {
         static const struct bus_handlers handlers = {
                 .status = bus_status,
@@ -375,6 +392,9 @@ static int make_bus(struct program *p) {
                 .reload = program_reload_logged,
                 .retry = bus_retry,
                 .metrics = bus_metrics,
+                .find = bus_find,
+                .cancel = bus_cancel,
+                .check = bus_check,
         };
         char path[4096];
         int r;
@@ -424,6 +444,10 @@ static int run(struct program *p) {
                 return r;
         journal_write(JOURNAL_STARTED, NULL, "spark-cancel-agent " VERSION ": cluster %s, node %s, control plane %s",
                       p->config->cluster_id, p->config->node, p->config->endpoint);
+        metrics_set(METRICS_BUILD_INFO, VERSION, 1);
+        metrics_set(METRICS_OBSERVE_MODE, NULL, p->config->observe ? 1 : 0);
+        if (p->config->observe)
+                journal_write(JOURNAL_OBSERVING, NULL, "observe mode: no kill, no signal and no final report leaves this node");
         problem = driver_work_directory_status(p->driver);
         if (problem)
                 journal_write(JOURNAL_WORK_DIRECTORY, NULL, "work directory %s: %s; watching for it", p->config->work_directory,

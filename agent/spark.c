@@ -36,6 +36,7 @@ struct spark {
         struct http *http;
         struct token *token;
         struct targets *targets;
+        bool observe; /* for the object's life: spark_reconfigure() leaves it */
         size_t alive; /* index of the master that answered as ALIVE last */
 };
 
@@ -53,6 +54,7 @@ struct spark_request {
         size_t current; /* the one that is being asked, or was last */
         uint32_t asked;
         enum spark_answer answer; /* combined, of those visited */
+        char version[SPARK_VERSION_MAX + 1];
         char detail[SPARK_DETAIL_MAX + 1];
 };
 
@@ -103,6 +105,7 @@ static int request_finish(struct spark_request *request, const struct spark_repl
                 .asked = request->asked,
         };
         (void)base_text_copy(result.state_text, sizeof(result.state_text), reply->state_text);
+        (void)base_text_copy(result.version, sizeof(result.version), reply->version);
         (void)base_text_copy(result.worker_host_port, sizeof(result.worker_host_port), reply->worker_host_port);
         return request_deliver(request, &result);
 }
@@ -118,6 +121,7 @@ static int request_finish_without(struct spark_request *request) {
                 .detail = detail,
                 .asked = request->asked,
         };
+        (void)base_text_copy(result.version, sizeof(result.version), request->version);
         return request_deliver(request, &result);
 }
 
@@ -149,6 +153,8 @@ static int on_http(const struct http_result *http, void *userdata) {
                 spark_reply_classify(request->question, request->driver_id, http->status, http->body, &reply);
         else
                 base_text_escape(reply.detail, sizeof(reply.detail), http->error, strlen(http->error));
+        if (reply.version[0])
+                (void)base_text_copy(request->version, sizeof(request->version), reply.version);
         token_redact(request->spark->token, reply.detail);
         request->http = http_request_free(request->http);
         metrics_add(METRICS_MASTER_ANSWERS, spark_answer_to_text(reply.answer), 1);
@@ -279,6 +285,8 @@ static int request_start(struct spark *spark, enum spark_question question, cons
 
 int spark_kill(struct spark *spark, const char *driver_id, spark_handler handler, void *userdata,
                struct spark_request **ret) {
+        if (spark->observe)
+                return -ECANCELED;
         return request_start(spark, SPARK_QUESTION_KILL, driver_id, handler, userdata, ret);
 }
 
@@ -377,6 +385,7 @@ int spark_new(struct event *event, struct http *http, const struct spark_options
                 return -ENOMEM;
         spark->event = event;
         spark->http = http;
+        spark->observe = options->observe;
         int r = spark_reconfigure(spark, options);
         if (r < 0)
                 return r;

@@ -18,6 +18,7 @@ struct spark_request;
 struct token;
 
 #define SPARK_MASTERS_MAX 16
+#define SPARK_VERSION_MAX 31
 
 enum spark_answer { /* of a whole round */
         SPARK_ACCEPTED,     /* kill: success:true; status: the id is known */
@@ -41,6 +42,7 @@ struct spark_result { /* valid during the callback */
         bool worker_named;                     /* status: workerHostPort was there */
         bool worker_here;                      /* … and its host is among worker_hosts */
         char worker_host_port[280];            /* escaped */
+        char version[SPARK_VERSION_MAX + 1];   /* of Spark, by its last answer in the round; escaped; "": not told */
         const char *master;                    /* URL of the master whose answer decided; of the last asked otherwise */
         const char *detail;                    /* for people: Spark's message or the error of each master, escaped, at most 512 */
         uint32_t asked;                        /* masters to which the request was handed: 0 without a readable token */
@@ -56,6 +58,7 @@ struct spark_options { /* all copied */
         uint64_t request_timeout_usec;   /* per master */
         struct token *token;             /* NULL: no Authorization header; not owned. See spark_kill(). */
         const char *ca_file, *certificate_file, *private_key_file;
+        bool observe;                    /* no kill request leaves: spark_kill() is -ECANCELED */
 };
 
 /* spark_new() - -EINVAL: no master or more than SPARK_MASTERS_MAX, or a URL too long. */
@@ -64,7 +67,7 @@ struct spark *spark_free(struct spark *spark); /* all requests must have been fr
 DEFINE_CLEANUP(struct spark *, spark_free)
 
 /* spark_reconfigure() - other options for the rounds that begin from now on; those under way go to their end with the
- * old ones. -EINVAL as above, -ENOMEM: nothing has changed. */
+ * old ones. `observe` stays what it was. -EINVAL as above, -ENOMEM: nothing has changed. */
 int spark_reconfigure(struct spark *spark, const struct spark_options *options);
 
 /* spark_kill() / spark_status() - one round for a valid driver id (base_driver_id_is_valid(), else -EINVAL).
@@ -72,7 +75,7 @@ int spark_reconfigure(struct spark *spark, const struct spark_options *options);
  * that was cancelled, or whose round ended as SPARK_UNREACHABLE, may have been carried out all the same.
  * While a configured token cannot be had nobody is asked. A file that is missing, unreadable or unusable makes the
  * round SPARK_REFUSED_AUTH: a person is needed; the next round reads it again. What passes by itself, such as a
- * metadata service that has not answered yet, makes it SPARK_UNREACHABLE. */
+ * metadata service that has not answered yet, makes it SPARK_UNREACHABLE. spark_kill(): -ECANCELED with `observe`. */
 int spark_kill(struct spark *spark, const char *driver_id, spark_handler handler, void *userdata,
                struct spark_request **ret);
 int spark_status(struct spark *spark, const char *driver_id, spark_handler handler, void *userdata,

@@ -237,10 +237,12 @@ static const char *find_oddness(struct json_object *object, const char *action, 
 static void classify_json(enum spark_question question, const char *driver_id, struct json_object *object,
                           struct spark_reply *reply) {
         const char *action = question == SPARK_QUESTION_KILL ? "KillSubmissionResponse" : "SubmissionStatusResponse";
-        struct span message = {0};
+        struct span message = {0}, version;
         bool success = false;
         const char *odd = find_oddness(object, action, driver_id, &success, &message);
 
+        if (jsonread_text(object, "serverSparkVersion", &version) == 0)
+                base_text_escape(reply->version, sizeof(reply->version), version.data, version.size);
         if (odd)
                 reply_say(reply, SPARK_UNREACHABLE, "odd answer: %s", odd);
         else if (question == SPARK_QUESTION_KILL)

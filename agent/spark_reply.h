@@ -29,6 +29,7 @@ struct spark_reply { /* all text is escaped */
         bool worker_named;
         char worker_host_port[280];
         char worker_host[256];            /* its host without port and brackets; "" when it cannot be read */
+        char version[SPARK_VERSION_MAX + 1]; /* serverSparkVersion; "": not told */
         char detail[SPARK_DETAIL_MAX + 1]; /* Spark's message, or what is wrong with the reply */
 };
 

@@ -90,7 +90,7 @@ struct http_request {
         size_t header_size;
         size_t body_max;
         struct buffer body;
-        bool too_large, no_memory; /* set inside libcurl's callbacks */
+        bool too_large, no_memory, malformed; /* set inside libcurl's callbacks */
         enum http_outcome outcome;
         int status;
         char curl_error[CURL_ERROR_SIZE];
@@ -186,10 +186,25 @@ static int on_curl_timer(CURLM *multi, long timeout_msec, void *userdata) {
 
 /* ---- what libcurl delivers ------------------------------------------------------------------------ */
 
+/* libcurl calls whatever else begins with "HTTP/" a 200 (RFC 9112 section 4 has the form). */
+static bool is_bad_status_line(const char *bytes, size_t size) {
+        if (size < 5 || memcmp(bytes, "HTTP/", 5) != 0)
+                return false; /* a field */
+        if (size < 13 || memcmp(bytes, "HTTP/1.", 7) != 0 || (bytes[7] != '0' && bytes[7] != '1') || bytes[8] != ' ')
+                return true;
+        for (size_t i = 9; i < 12; i++)
+                if (bytes[i] < '0' || bytes[i] > '9')
+                        return true;
+        return bytes[12] != ' ' && bytes[12] != '\r' && bytes[12] != '\n';
+}
+
 static size_t on_curl_header(char *bytes, size_t size, size_t count, void *userdata) {
         struct http_request *request = userdata;
 
-        (void)bytes;
+        if (is_bad_status_line(bytes, size * count)) {
+                request->malformed = true;
+                return 0;
+        }
         request->header_size += size * count;
         if (request->header_size <= HTTP_HEADERS_MAX)
                 return size * count;
@@ -365,6 +380,8 @@ static void request_fail(struct http_request *request, CURLcode code) {
 
         if (request->no_memory)
                 request_complete(request, HTTP_UNREACHABLE, "out of memory");
+        else if (request->malformed)
+                request_complete(request, HTTP_UNREACHABLE, "the status line is not HTTP/1.x's");
         else if (request->too_large && request->header_size > HTTP_HEADERS_MAX)
                 request_complete(request, HTTP_TOO_LARGE, "the response headers are too large");
         else if (request->too_large)

@@ -34,6 +34,8 @@ static const struct {
         const char *help;  /* plain text without backslash or newline */
 } table[METRICS_ID_MAX] = {
         [METRICS_BUILD_INFO] = {"build_info", METRICS_GAUGE, "version", "Version of the running agent; always 1."},
+        [METRICS_OBSERVE_MODE] = {"observe_mode", METRICS_GAUGE, NULL,
+                                  "Whether the agent only observes and kills nothing (1) or acts (0)."},
         [METRICS_STREAM_UP] = {"stream_up", METRICS_GAUGE, NULL,
                                "Whether the Watch stream to the control plane is up (1) or not (0)."},
         [METRICS_STREAM_CONNECTS] = {"stream_connects_total", METRICS_COUNTER, NULL, "Watch streams opened."},

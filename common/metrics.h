@@ -11,6 +11,7 @@
 
 enum metrics_id { /* the table in metrics.c has one row for each, with name, type and help */
         METRICS_BUILD_INFO,            /* gauge 1 with label version */
+        METRICS_OBSERVE_MODE,          /* gauge 0/1 */
         METRICS_STREAM_UP,             /* gauge 0/1 */
         METRICS_STREAM_CONNECTS,       /* counter: Watch streams opened */
         METRICS_LAST_CONTACT,          /* gauge: unix seconds of the last message from the control plane */

@@ -61,3 +61,7 @@ const char *tls_stream_error(const struct tls_stream *stream);
  * it finds out only after the handshake, and many just close then. */
 bool tls_stream_lacks_certificate(const struct tls_stream *stream);
 bool tls_stream_is_resumed(const struct tls_stream *stream);
+
+/* tls_file_expires() - the end of the first certificate in a PEM file, by the wall clock. -errno: it can't be read;
+ * -EINVAL: there is no certificate in it. */
+int tls_file_expires(const char *path, uint64_t *ret_real_usec);

@@ -32,9 +32,10 @@ struct peer {
         struct span talk;
         bool ended;
         struct buffer heard;
-        unsigned reloads, retries;
+        unsigned reloads, retries, cancels;
 };
 
+static struct bus_call *kept; /* a Find that is not answered yet */
 static struct peer *peer;
 static struct bus *bus;
 
@@ -80,8 +81,43 @@ static int on_metrics(struct buffer *out, void *userdata) {
         return buffer_append_text(out, "x 1\n");
 }
 
+static void answer_kept(void) {
+        static const struct bus_lookalike lookalike = { 1, SHOWN_STATUS };
+
+        if (kept)
+                bus_call_answer_find(TAKE(kept), &(struct bus_find){ .job_id = "j1", .reason = SHOWN_STATUS },
+                                     &lookalike, 1);
+}
+
+/* Answered when all that the peer says is on its way. */
+static int on_find(const char *job_id, struct bus_call *call, void *userdata) {
+        (void)userdata;
+        FUZZ_CHECK(base_id_is_valid(job_id, strlen(job_id), JOB_ID_MAX));
+        answer_kept(); /* of a peer that was dropped */
+        kept = call;
+        return 0;
+}
+
+static int on_cancel(const char *job_id, uint32_t uid, struct bus_call *call, void *userdata) {
+        (void)userdata;
+        FUZZ_CHECK(base_id_is_valid(job_id, strlen(job_id), JOB_ID_MAX) && uid == geteuid());
+        if (peer->cancels++ & 1)
+                return -EBUSY;
+        bus_call_answer_cancel(call, "local-1");
+        return 0;
+}
+
+static int on_check(struct bus_call *call, void *userdata) {
+        static const struct bus_finding finding = { "name", "ok", SHOWN_STATUS, "" };
+
+        (void)userdata;
+        bus_call_answer_check(call, &finding, 1);
+        return 0;
+}
+
 static void start(void) {
-        static const struct bus_handlers handlers = { on_status, on_list, on_reload, on_retry, on_metrics };
+        static const struct bus_handlers handlers = { on_status,  on_list, on_reload, on_retry,
+                                                      on_metrics, on_find, on_cancel, on_check };
         char path[100];
 
         if (bus)
@@ -111,6 +147,9 @@ static void put_call(struct buffer *out, uint8_t choice, uint32_t serial, struct
                 { BUS_PATH, "org.freedesktop.DBus.Peer", "Ping" },
                 { "/", "org.freedesktop.DBus.Introspectable", "Introspect" },
                 { "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello" },
+                { BUS_PATH, BUS_NAME, "Find" },
+                { BUS_PATH, BUS_NAME, "Cancel" },
+                { BUS_PATH, BUS_NAME, "Check" },
         };
         const size_t member = (choice & 0x7f) % ARRAY_SIZE(members);
 
@@ -180,6 +219,10 @@ static bool peer_step(void *userdata) {
                         return true;
                 }
         }
+        if (kept) { /* nothing is read from the peer before that */
+                answer_kept();
+                return true;
+        }
         with->ended = true;
         (void)shutdown(with->fd, SHUT_WR);
         return true;
@@ -212,10 +255,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         peer = &with;
         with.fd = connect_bus();
         fuzz_loop_run(fuzz_loop(), peer_step, &with);
+        answer_kept();
+        hear(&with);
         check_heard((struct span){ with.heard.data, with.heard.size });
         /* Only what was asked for by name was done. */
         FUZZ_CHECK(with.reloads == 0 || memmem(talk.data, talk.size, "Reload", 6));
         FUZZ_CHECK(with.retries == 0 || memmem(talk.data, talk.size, "Retry", 5));
+        FUZZ_CHECK(with.cancels == 0 || memmem(talk.data, talk.size, "Cancel", 6));
         base_close_pointer(&with.fd);
         buffer_deinit(&with.heard);
         return 0;

@@ -233,7 +233,7 @@ SECTION = {
                       "connect_timeout", "report_timeout", "reconnect_min", "reconnect_max"),
     "spark": ("masters", "work_directory", "worker_hosts", "worker_terminate_timeout", "worker_heartbeat", "job_id_property",
               "driver_user", "request_timeout"),
-    "cancel": ("default_deadline", "kill_retry", "kills_per_worker", "escalation", "escalate_after", "force_after",
+    "cancel": ("mode", "default_deadline", "kill_retry", "kills_per_worker", "escalation", "escalate_after", "force_after",
                "relaunch_window", "queued_drivers", "max_open", "retention", "retention_max"),
 }
 

@@ -69,6 +69,7 @@ static void make_faults(void) {
         f->scan_fails = draw_chance() / 2;
         f->hold_fails = draw_chance();
         f->wake_lost = draw_chance();
+        f->signal_denied = draw_chance();
 }
 
 /* ---- a disk that stops working ---------------------------------------------------------------------------------------------- */

@@ -149,12 +149,13 @@ struct sim_operation {
         bool confirmed;         /* a position that covers it was given back, or a deed was done: must never be lost */
         bool withdrawn_in_time; /* Withdrawn was stored before any kill was sent */
         unsigned kills;         /* handed to spark_kill() */
+        char killed_id[SIM_ID_MAX]; /* the last of them */
         unsigned asked, asked_decided; /* requests to masters that these were, as far as it was told; at the decision */
-        unsigned signals;       /* that reached the process */
+        const struct sim_process *signalled; /* the last process that a signal reached */
         uint64_t escalated_at;
         unsigned escalated_life; /* in which TERM or FORCE was decided; 0: in none */
         char placed_id[SIM_ID_MAX]; /* the driver that Spark last placed here, by an answer that was delivered */
-        bool accept_delivered;  /* the agent was told of an accepted kill */
+        char accepted_id[SIM_ID_MAX]; /* the driver for which the agent was last told of an accepted kill */
         bool alive_answer;      /* some answer of an ALIVE master was delivered */
         uint64_t refused_since; /* 0: the last round was no refusal */
         uint64_t kill_at;       /* last kill, agenda's clock */
@@ -185,7 +186,7 @@ struct sim_faults {
         unsigned report_lost, report_rejected, stream_cut;
         unsigned crash_point, commit_slow, commit_stalled, disk_fails;
         bool only_disk;         /* nothing else fails, and the disk from soon on for long */
-        unsigned scan_fails, hold_fails, wake_lost;
+        unsigned scan_fails, hold_fails, wake_lost, signal_denied;
 };
 
 struct sim {
@@ -331,7 +332,7 @@ void sim_control_check_end(void);
 /* ---- sim_life.c ---------------------------------------------------------------------------------------------------------------------- */
 
 struct sim_row {
-        char state[16], outcome[24], escalation[12];
+        char state[16], outcome[24], escalation[12], driver_id[SIM_ID_MAX];
         int64_t kill_requests, report_sequence, acknowledged_sequence;
         bool withdrawn, master_answered, accepted;
         uint64_t killed_usec;
@@ -353,6 +354,7 @@ void sim_check_kill(struct operation *o, const char *driver_id);
 void sim_check_kill_answer(struct operation *o, enum spark_answer answer, uint32_t asked);
 void sim_check_status_answer(struct operation *o, const char *driver_id, const struct spark_result *result);
 void sim_check_signal(struct operation *o, struct sim_process *process, int signal_number);
+void sim_check_signalled(const struct operation *o, const struct sim_process *process);
 void sim_check_leftover_signal(const struct operation *o, const struct sim_process *process, int signal_number);
 void sim_check_report(const char *operation_id, int64_t sequence, bool final, struct span report);
 void sim_check_taken(int64_t revision);

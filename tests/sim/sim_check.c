@@ -72,8 +72,8 @@ static void note_step(struct sim_operation *operation, const struct cancel *befo
         }
         if (r->state == CANCEL_DONE)
                 operation->done_seen = true;
-        if ((r->state != CANCEL_KILL && r->state != CANCEL_WAIT) || strcmp(before->record.driver_id, r->driver_id) != 0)
-                operation->kill_holds = false;
+        if (r->state == CANCEL_SETTLE || (r->state == CANCEL_KILL && strcmp(before->record.driver_id, r->driver_id) != 0))
+                operation->kill_holds = false; /* proved gone; a deadline that has passed says nothing to the Worker */
         if (before->record.state != r->state && (r->state == CANCEL_TERM || r->state == CANCEL_FORCE))
                 operation->escalated_life = sim.lives;
         if (before->record.state != r->state && (r->state == CANCEL_TERM || r->state == CANCEL_FORCE))
@@ -155,17 +155,23 @@ static void judge_gone(const struct sim_operation *operation, const struct cance
                 wrong(operation, cancel, "a process of the job is alive, and the last scan is old");
 }
 
-static bool job_had_word(unsigned job, enum spark_driver_state word) {
-        for (unsigned i = 0; i < sim.driver_count; i++)
-                if (sim.drivers[i]->job == job && sim.drivers[i]->was_word[word])
-                        return true;
-        return false;
-}
-
 static bool driver_had_word(const char *driver_id, enum spark_driver_state word) {
         const struct sim_driver *driver = sim_driver_find(driver_id);
 
         return driver && driver->was_word[word];
+}
+
+static bool was_accepted(const struct sim_operation *operation, const struct cancel *cancel) {
+        return operation->accepted_id[0] && strcmp(operation->accepted_id, cancel->record.driver_id) == 0;
+}
+
+/* Did a signal reach this driver's last process? (In Spark's back-off there is none.) */
+static bool was_signalled(const struct sim_operation *operation, const struct cancel *cancel) {
+        const struct sim_process *process = operation->signalled;
+
+        return process && strcmp(process->claimed_id, cancel->record.driver_id) == 0 &&
+               (cancel->record.process.pid == 0 || (process->pid == cancel->record.process.pid &&
+                                                    process->start_ticks == cancel->record.process.start_ticks));
 }
 
 static void judge_cancelled(const struct sim_operation *operation, const struct cancel *cancel) {
@@ -174,10 +180,9 @@ static void judge_cancelled(const struct sim_operation *operation, const struct 
         judge_gone(operation, cancel);
         if (operation->dry_run)
                 wrong(operation, cancel, "a dry run");
-        if (cancel->record.accepted_usec != 0 && !operation->accept_delivered)
-                wrong(operation, cancel, "no kill was accepted");
-        if (!operation->accept_delivered && operation->signals == 0 && !perhaps_signalled &&
-            !job_had_word(operation->job, SPARK_STATE_KILLED) &&
+        if (cancel->record.accepted_usec != 0 && !was_accepted(operation, cancel))
+                wrong(operation, cancel, "no kill of this driver was accepted");
+        if (!was_accepted(operation, cancel) && !was_signalled(operation, cancel) && !perhaps_signalled &&
             !driver_had_word(cancel->record.driver_id, SPARK_STATE_KILLED))
                 wrong(operation, cancel, "no kill was accepted, no signal was sent, and Spark never said KILLED");
 }
@@ -186,9 +191,9 @@ static void judge_ended_by_itself(const struct sim_operation *operation, const s
         const char *id = cancel->record.driver_id;
 
         judge_gone(operation, cancel);
-        if (operation->accept_delivered)
+        if (was_accepted(operation, cancel))
                 wrong(operation, cancel, "a kill was accepted");
-        if (operation->signals > 0)
+        if (was_signalled(operation, cancel))
                 wrong(operation, cancel, "a signal was sent");
         if (cancel->record.outcome == CANCEL_ALREADY_DONE && !driver_had_word(id, SPARK_STATE_FINISHED))
                 wrong(operation, cancel, "Spark never said FINISHED");
@@ -208,8 +213,9 @@ static bool should_have_been_cancelled(const struct sim_operation *operation) {
         const struct sim_driver *driver = process ? process->driver : NULL;
         uint64_t from = base_max_u64(nothing_hinders_since(), operation->delivered_at);
 
-        for (unsigned i = 0; i < sim.process_count; i++) /* an old one that nobody can kill may stand before the new one */
-                if (sim.processes[i]->alive && sim.processes[i]->job == operation->job && sim.processes[i] != process)
+        for (unsigned i = 0; i < sim.process_count; i++) /* one that nobody can kill may stand before this one */
+                if (sim.processes[i]->alive && sim.processes[i]->job == operation->job && sim.processes[i] != process &&
+                    counts(sim.processes[i]))
                         return false;
         if (!driver || !driver->known || driver->word != SPARK_STATE_RUNNING || driver->unkillable)
                 return false;
@@ -235,7 +241,7 @@ static void judge_late(const struct sim_operation *operation, const struct cance
                 wrong(operation, cancel, "before the true deadline");
         if (signal_had_no_effect(operation, cancel))
                 wrong(operation, cancel, "the signal was never sent");
-        if (operation->escalated_life == 0 && should_have_been_cancelled(operation)) /* after TERM Spark is asked no more */
+        if (should_have_been_cancelled(operation))
                 wrong(operation, cancel, "for a long time nothing hindered the cancel");
 }
 
@@ -275,7 +281,7 @@ static void judge_outcome(struct sim_operation *operation, const struct cancel *
                 return;
         case CANCEL_DRIVER_LOST:
                 judge_gone(operation, cancel);
-                if (operation->accept_delivered || operation->signals > 0)
+                if (was_accepted(operation, cancel) || was_signalled(operation, cancel))
                         wrong(operation, cancel, "a kill was accepted or a signal sent");
                 return;
         case CANCEL_INVALID_COMMAND:
@@ -306,17 +312,6 @@ static bool was_contested(const char *driver_id, uint64_t since) {
         return false;
 }
 
-/* Of several processes of one job the newest counts, and it may be one that Spark places elsewhere. */
-static bool was_alone(const struct sim_process *process, uint64_t since) {
-        for (unsigned i = 0; i < sim.process_count; i++) {
-                const struct sim_process *other = sim.processes[i];
-
-                if (other != process && other->job == process->job && (other->alive || other->ended_at >= since))
-                        return false;
-        }
-        return true;
-}
-
 /* DONE without a report: withdrawn before a kill, or the deadline passed without a driver here. (Both also after a
  * driver that was killed and came back on another node.) */
 static void judge_silent_end(struct sim_operation *operation, const struct cancel *cancel, enum cancel_state before,
@@ -326,7 +321,7 @@ static void judge_silent_end(struct sim_operation *operation, const struct cance
         if (cancel->record.withdrawn) {
                 if (operation->withdrawn_order == 0)
                         wrong(operation, cancel, "nobody has withdrawn it");
-                if (operation->kills > 0 && before != CANCEL_SEARCH)
+                if (before != CANCEL_SEARCH && operation->kills > 0 && strcmp(operation->killed_id, cancel->record.driver_id) == 0)
                         wrong(operation, cancel, "a kill was sent, and nothing is reported");
                 return;
         }
@@ -335,8 +330,7 @@ static void judge_silent_end(struct sim_operation *operation, const struct cance
         if (process && process->driver && process->driver->known && process->driver->word == SPARK_STATE_RUNNING &&
             sim.healed && sim.time > base_max_u64(nothing_hinders_since(), operation->delivered_at) + 20 * USEC_PER_SEC &&
             sim.time > process->started_at + 20 * USEC_PER_SEC &&
-            !was_contested(process->claimed_id, sim.time - 20 * USEC_PER_SEC) &&
-            was_alone(process, sim.time - 20 * USEC_PER_SEC))
+            !was_contested(process->claimed_id, sim.time - 20 * USEC_PER_SEC))
                 wrong(operation, cancel, "the driver was here all the time and was not found");
 }
 
@@ -407,13 +401,14 @@ void sim_check_kill(struct operation *o, const char *driver_id) {
                 sim_fail("%s: a kill, and Withdrawn is stored", operation->id);
         check_pace(operation, process);
         operation->kills++;
+        base_text_copy(operation->killed_id, sizeof operation->killed_id, driver_id);
         operation->asked++;
         operation->confirmed |= row.kill_requests >= 0;
         operation->kill_at = sim.time;
         operation->kill_boot = sim.boot;
         operation->kill_worker_pid = process->worker_pid;
         operation->kill_worker_ticks = process->worker_start_ticks;
-        operation->kill_holds = o->cancel.record.state == CANCEL_KILL;
+        operation->kill_holds = true;
 }
 
 static void note_answer(struct sim_operation *operation, enum spark_answer answer) {
@@ -433,7 +428,7 @@ void sim_check_kill_answer(struct operation *o, enum spark_answer answer, uint32
         operation->asked += asked - 1;
         note_answer(operation, answer);
         if (answer == SPARK_ACCEPTED)
-                operation->accept_delivered = true;
+                base_text_copy(operation->accepted_id, sizeof operation->accepted_id, o->cancel.record.driver_id);
         if (answer != SPARK_ACCEPTED && answer != SPARK_UNREACHABLE)
                 operation->kill_holds = false; /* no master passed it on */
 }
@@ -467,8 +462,10 @@ void sim_check_signal(struct operation *o, struct sim_process *process, int sign
                 coverage->signals_ahead++;
                 operation->ahead = true;
         }
-        if (process->alive)
-                operation->signals++;
+}
+
+void sim_check_signalled(const struct operation *o, const struct sim_process *process) {
+        acting(o)->signalled = process;
 }
 
 void sim_check_leftover_signal(const struct operation *o, const struct sim_process *process, int signal_number) {
@@ -605,9 +602,9 @@ void sim_check_stopped(void) {
 /* Was more done than is stored? `row` NULL: nothing is. */
 static bool is_behind(const struct sim_operation *operation, const struct sim_row *row) {
         if (!row)
-                return operation->kills > 0 || operation->signals > 0 || operation->own_sequence > 0;
+                return operation->kills > 0 || operation->signalled || operation->own_sequence > 0;
         return row->kill_requests < (int64_t)operation->kills || row->report_sequence < operation->own_sequence ||
-               (operation->signals > 0 && strcmp(row->escalation, "NONE") == 0);
+               (operation->signalled && strcmp(row->escalation, "NONE") == 0);
 }
 
 /* An earlier life did what its disk did not take: this one knows what is stored, and is judged by that. */
@@ -619,10 +616,11 @@ static void note_loss(struct sim_operation *operation, const struct sim_row *row
         operation->kills = row ? (unsigned)row->kill_requests : 0;
         operation->own_sequence = row ? row->report_sequence : 0;
         if (!row || strcmp(row->escalation, "NONE") == 0)
-                operation->signals = 0;
+                operation->signalled = NULL;
         if (row)
                 return;
-        operation->alive_answer = operation->accept_delivered = operation->kill_holds = operation->done_seen = false;
+        operation->accepted_id[0] = 0;
+        operation->alive_answer = operation->kill_holds = operation->done_seen = false;
         operation->escalated_life = 0;
 }
 
@@ -636,7 +634,7 @@ static void check_loaded_row(struct sim_operation *operation, const struct sim_r
         if (sim_may_be_pruned(operation))
                 return; /* and have come again */
         operation->alive_answer = row->master_answered; /* what was not stored it does not know any more */
-        operation->accept_delivered = row->accepted;
+        base_text_copy(operation->accepted_id, sizeof operation->accepted_id, row->accepted ? row->driver_id : "");
         operation->kill_holds &= row->killed_usec > 0; /* else counted, and perhaps not sent */
         operation->kill_at = base_min_u64(operation->kill_at, row->killed_usec + sim.boot_at);
         if (row->kill_requests < (int64_t)operation->kills)
@@ -668,6 +666,8 @@ void sim_check_loaded(void) {
                 else if (!sim_may_be_pruned(operation))
                         operation->done_seen = false;
         }
+        if (sim.order > 0) /* the stream goes on after the stored position: what that covers does not come again */
+                sim_check_taken(sim_life_stored_revision());
 }
 
 /* The control plane takes a final report: what it says of the job must be so. */

@@ -10,7 +10,7 @@ struct driver {
         int (*wake)(void *userdata);
         void *userdata;
         struct driver_found found[SIM_PROCESSES_MAX];
-        bool orphan[SIM_PROCESSES_MAX], contested[SIM_PROCESSES_MAX];
+        bool contested[SIM_PROCESSES_MAX];
         unsigned count;
 };
 
@@ -57,7 +57,7 @@ static void add(struct driver *driver, const struct sim_process *process) {
         base_text_copy(found->job_id, sizeof found->job_id, sim.jobs[process->job].id);
         base_text_copy(found->driver_id, sizeof found->driver_id, process->claimed_id);
         base_text_copy(found->app_name, sizeof found->app_name, "app");
-        driver->orphan[driver->count++] = process->worker_pid == 0;
+        driver->count++;
 }
 
 int driver_scan(struct driver *driver) {
@@ -76,27 +76,33 @@ uint32_t driver_scan_size(const struct driver *driver) {
         return driver->count;
 }
 
-/* Is `a` to be preferred to `b`? */
-static bool is_better(const struct driver *driver, unsigned a, unsigned b) {
-        if (driver->contested[a] != driver->contested[b])
-                return !driver->contested[a];
-        if (driver->orphan[a] != driver->orphan[b])
-                return !driver->orphan[a];
-        return driver->found[a].start_ticks > driver->found[b].start_ticks;
+/* Does `a` stand before `b` in the order of a job's processes? */
+static bool is_before(const struct driver_found *a, const struct driver_found *b) {
+        if (a->start_ticks != b->start_ticks)
+                return a->start_ticks > b->start_ticks;
+        return a->pid > b->pid;
 }
 
-enum driver_match driver_match(const struct driver *driver, const char *job_id, struct driver_found *ret) {
-        unsigned best = UINT_MAX;
+enum driver_match driver_match(const struct driver *driver, const char *job_id, const struct driver_found *after,
+                               struct driver_found *ret) {
+        const struct driver_found *best = NULL, *contested = NULL;
 
-        for (unsigned i = 0; i < driver->count; i++)
-                if (strcmp(driver->found[i].job_id, job_id) == 0 && (best == UINT_MAX || is_better(driver, i, best)))
-                        best = i;
-        if (best == UINT_MAX)
+        for (unsigned i = 0; i < driver->count; i++) {
+                const struct driver_found *found = &driver->found[i];
+
+                if (strcmp(found->job_id, job_id) != 0 || (after && !is_before(after, found)))
+                        continue;
+                if (driver->contested[i])
+                        contested = found;
+                else if (!best || is_before(found, best))
+                        best = found;
+        }
+        if (!best && !contested)
                 return DRIVER_MATCH_NONE;
-        *ret = driver->found[best];
-        if (driver->contested[best])
+        *ret = best ? *best : *contested;
+        if (!best)
                 return DRIVER_MATCH_CONTESTED;
-        return driver->orphan[best] ? DRIVER_MATCH_ORPHAN : DRIVER_MATCH_ONE;
+        return best->worker_pid == 0 ? DRIVER_MATCH_ORPHAN : DRIVER_MATCH_ONE;
 }
 
 static struct sim_process *process_find(int32_t pid, uint64_t start_ticks) {
@@ -182,6 +188,9 @@ int driver_signal(struct driver_hold *hold, int signal_number) {
         sim_check_signal(hold->userdata, hold->process, signal_number);
         if (!hold->process->alive || hold->seen)
                 return -ESRCH;
+        if (sim_fault(sim.faults.signal_denied))
+                return -EPERM;
+        sim_check_signalled(hold->userdata, hold->process);
         TRACE("the agent sends signal %d to process %d", signal_number, hold->process->pid);
         sim_process_signal(hold->process, signal_number);
         sim_crash_point();

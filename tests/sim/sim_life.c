@@ -44,6 +44,7 @@ bool sim_life_row(const char *operation_id, struct sim_row *ret) {
                 column_text(sim.row, 0, ret->state, sizeof ret->state);
                 column_text(sim.row, 1, ret->outcome, sizeof ret->outcome);
                 column_text(sim.row, 2, ret->escalation, sizeof ret->escalation);
+                column_text(sim.row, 11, ret->driver_id, sizeof ret->driver_id);
         }
         sqlite3_reset(sim.row);
         return found;
@@ -52,7 +53,7 @@ bool sim_life_row(const char *operation_id, struct sim_row *ret) {
 static int prepare_row(void) {
         return sqlite3_prepare_v3(sim.store->db,
                                   "SELECT state, outcome, escalation, kill_requests, report_sequence, withdrawn, master_answered,"
-                                  " accepted_usec, killed_usec, acknowledged_sequence, report FROM operations WHERE operation_id = ?",
+                                  " accepted_usec, killed_usec, acknowledged_sequence, report, driver_id FROM operations WHERE operation_id = ?",
                                   -1, SQLITE_PREPARE_PERSISTENT, &sim.row, NULL);
 }
 

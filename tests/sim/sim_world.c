@@ -516,6 +516,20 @@ static void make_claims(uint64_t span) {
         }
 }
 
+/* A job that hides its driver: one process after the other says that it is a driver of another node. */
+static void make_decoys(uint64_t span) {
+        unsigned job = (unsigned)sim_below(sim.job_count);
+        uint64_t at = sim_below(span);
+
+        for (unsigned i = 0; i < sim.driver_count; i++)
+                for (uint64_t n = sim.drivers[i]->here ? 0 : sim_between(1, 6); n > 0; n--) {
+                        struct claim *claim = sim_alloc(sizeof *claim);
+
+                        *claim = (struct claim){ job, sim.drivers[i] };
+                        sim_after(at + sim_below(USEC_PER_MINUTE), claim_id, claim);
+                }
+}
+
 void sim_world_make(void) {
         uint64_t span = base_usec_sub(sim.faults_end, sim.time);
 
@@ -534,6 +548,8 @@ void sim_world_make(void) {
         }
         if (sim_chance(400))
                 make_claims(span);
+        if (sim_chance(150))
+                make_decoys(base_min_u64(span, 10 * USEC_PER_MINUTE));
         if (sim_chance(300))
                 for (uint64_t n = sim_between(1, 4); n > 0; n--)
                         sim_after(sim_below(span), worker_fault, NULL);

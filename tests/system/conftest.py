@@ -2,6 +2,7 @@
 """One lab and one world for the whole run. A failed test shows the end of its nodes' journals."""
 import os
 import pathlib
+import signal
 import sys
 
 import pytest
@@ -11,8 +12,13 @@ from lab import Lab, Unable  # noqa: E402
 from world import CONFIG, UNIT, World, units_of  # noqa: E402
 
 
+def interrupt(number, _frame):
+    raise KeyboardInterrupt(number)
+
+
 @pytest.fixture(scope="session")
 def lab():
+    signal.signal(signal.SIGTERM, interrupt)  # lest nodes and namespaces stay behind
     made = Lab()
     try:
         try:
@@ -25,13 +31,18 @@ def lab():
 
 
 @pytest.fixture(scope="session")
-def world(lab):
-    """Booted nodes with a Worker each; no agent yet."""
+def bare(lab):
+    """What all nodes share; none is started."""
     made = World(lab)
-    try:
-        yield made.start()
-    finally:
-        made.close()
+    made.prepare()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def world(bare):
+    """Booted nodes with a Worker each; no agent yet."""
+    return bare.start()
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +61,7 @@ def field(cluster):
     """The cluster in order, at the start of a test and put back in order after it."""
     yield cluster
     cluster.lab.rules()
+    cluster.start_plane()
     for name, node in cluster.nodes.items():
         node.heal()
         if not node.running():
@@ -73,7 +85,7 @@ def field(cluster):
 def pytest_runtest_makereport(item):
     outcome = yield
     report = outcome.get_result()
-    made = getattr(item, "funcargs", {}).get("lab") or getattr(item.funcargs.get("world"), "lab", None)
+    made = getattr(item, "funcargs", {}).get("lab") or getattr(item.funcargs.get("field") or item.funcargs.get("bare"), "lab", None)
     if report.failed and made is not None:
         for node in made.nodes:
             report.sections.append((f"journal of {node.name}", units_of(node.journal("-n", "40"))))

@@ -108,7 +108,6 @@ class Node:
         self.port = f"v-{name}"
         self.options = []
         self.process = None
-        self.leader = 0
         for folder in ("upper/etc", "work", "root"):
             (self.directory / folder).mkdir(parents=True)
         lab.join(self.namespace, self.port, address)
@@ -131,20 +130,18 @@ class Node:
             self.process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "unshare", "-m", "--propagation", "private", HERE / "start-node"],
                 env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self.leader = 0
         if wait:
             self.wait_up()
         return self
 
     def find_leader(self):
-        """The node's PID 1, which is nspawn's only child."""
-        if not self.leader:
-            with contextlib.suppress(OSError, ValueError):
-                comm = pathlib.Path(f"/proc/{self.process.pid}/comm").read_text(encoding="ascii").strip()
-                words = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="ascii")
-                if comm == "systemd-nspawn":
-                    self.leader = int(words.split()[0]) if words.split() else 0
-        return self.leader
+        """The node's PID 1, which is nspawn's only child; looked up each time, as the first child is a helper that goes away."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # not started, or gone
+            comm = pathlib.Path(f"/proc/{self.process.pid}/comm").read_text(encoding="ascii").strip()
+            words = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text(encoding="ascii")
+            if comm == "systemd-nspawn":
+                return int(words.split()[0]) if words.split() else 0
+        return 0
 
     def wait_up(self, seconds=60):
         def up():
@@ -164,7 +161,6 @@ class Node:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             return False
-        self.leader = 0
         return True
 
     def power_cut(self):
@@ -173,7 +169,8 @@ class Node:
         self.cut()
         leader = self.find_leader()
         if leader:
-            os.kill(leader, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(leader, signal.SIGKILL)
         if not self.wait_off(15):
             self.process.kill()
             self.wait_off(5)
@@ -181,7 +178,8 @@ class Node:
     def power_off(self):
         leader = self.find_leader()
         if leader:
-            os.kill(leader, signal.SIGRTMIN + 4)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(leader, signal.SIGRTMIN + 4)
         if not self.wait_off(30):
             self.power_cut()
 

@@ -112,3 +112,26 @@ def test_operator_reads_it(field):
     introspect = run(*node.argv("busctl", "--address=unix:path=/run/spark-cancel-agent/bus", "introspect", "org.sparkcancel.Agent1",
                                 "/org/sparkcancel/Agent1"), check=False)
     assert "org.sparkcancel.Agent1" in introspect, introspect
+
+
+def test_preflight(field):
+    """spark-cancelctl check: this node could cancel a job, by the sandboxed agent's own eyes."""
+    node, job = field.nodes["n1"], field.run_job("n1")
+    shown = node.run("spark-cancelctl", "check", check=False)
+    assert node.code("spark-cancelctl", "check") == 0, shown
+    found = node.run("spark-cancelctl", "find", job.id)
+    assert job.driver_id in found, found
+    assert field.nodes["n2"].code("spark-cancelctl", "find", job.id) == 1
+    field.wait_cancelled(field.cancel(job.id), job)
+
+
+def test_break_glass(field):
+    """With the control plane down the operator cancels on the node itself."""
+    node, job = field.nodes["n3"], field.run_job("n3")
+    field.plane.stop()
+    assert node.code("spark-cancelctl", "cancel", job.id, "--wait") == 0
+    assert not job.alive()
+    entry = node.wait_entry(f"SPARK_JOB_ID={job.id}", f"MESSAGE_ID={IDS['OUTCOME']}")
+    assert entry["SPARK_OUTCOME"] == "CANCELLED" and entry["SPARK_OPERATION_ID"].startswith("local-")
+    field.start_plane()
+    field.wait_watching("n3")

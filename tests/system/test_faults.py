@@ -79,7 +79,8 @@ def test_control_plane_away_for_long(field):
     end = int(outcome["__MONOTONIC_TIMESTAMP"]) / 1e6 + 20
     until(lambda: time.monotonic() > end, 60, "time to pass", pause=1)
     lines = node.journal("-u", UNIT, since=mark)
-    assert len([line for line in lines if line.get("MESSAGE_ID") == IDS["DISCONNECTED"]]) == 1
+    told = [line["MESSAGE"] for line in lines if line.get("MESSAGE_ID") == IDS["DISCONNECTED"]]
+    assert 1 <= len(told) <= 3, told  # one line for each reason: it is stopping, it refuses; not one for each attempt
     assert len(lines) <= 8, [line["MESSAGE"] for line in lines]
     field.plane.start()
     field.wait_cancelled(operation, job)

@@ -11,12 +11,12 @@ GOOD = {"control_plane__endpoint": "http://control:9", "spark__masters": "http:/
 
 
 @pytest.fixture(scope="module")
-def machine(world):
+def machine(bare):
     """A node without Spark; later versions of the package are in /mnt/shown."""
     for version in ("0.1.1~test", "0.1.2~test"):
-        made = repack(world.deb, version, world.directory)
-        (world.directory / "shown" / f"{version}.deb").write_bytes(made.read_bytes())
-    node = world.lab.add("p1", 21).start()
+        made = repack(bare.deb, version, bare.directory)
+        (bare.directory / "shown" / f"{version}.deb").write_bytes(made.read_bytes())
+    node = bare.lab.add("p1", 21).start()
     yield node
     node.power_off()
 
@@ -102,12 +102,12 @@ def test_package_life(machine):
     assert node.run("systemctl", "status", UNIT, check=False).startswith("Unit spark-cancel-agent.service could not be found")
 
 
-def test_rpm(world):
+def test_rpm(bare):
     """The RPM's files and its user on a tree that dpkg has not touched: it boots, is skipped with a word, and runs when
     configured. (What RHEL's own scripts do after the installation is not there to be tried.)"""
     rpm, = (BUILD / "rpm").glob(f"spark-cancel-agent-{VERSION}-1*.x86_64.rpm")
-    node = world.lab.add("p2", 22)
-    mount = f"lowerdir={world.lab.layer}:{world.lab.base},upperdir={node.upper},workdir={node.directory}/work"
+    node = bare.lab.add("p2", 22)
+    mount = f"lowerdir={bare.lab.layer}:{bare.lab.base},upperdir={node.upper},workdir={node.directory}/work"
     install = "mount -t overlay overlay -o \"$1\" \"$2\" && rpm --root \"$2\" --install --nodeps --nosignature \"$3\""
     run("unshare", "-m", "--propagation", "private", "sh", "-ec", install, "sh", mount, node.directory / "root", rpm)
     node.start()

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import re
+import socket
 import sys
 import urllib.error
 import urllib.request
@@ -148,7 +149,7 @@ class World:
         return authority, server
 
     def start(self):
-        self.prepare()
+        """The control plane, the master, and the nodes with a Worker each; no agent yet."""
         self.authority, server = self.make_certificates()
         self.start_master()
         self.plane = ControlPlane(Options(
@@ -218,6 +219,13 @@ class World:
 
     def wait_watching(self, name, seconds=30):
         return self.plane.wait_watching(name, timeout=seconds)
+
+    def start_plane(self):
+        """Where a test has stopped it."""
+        try:
+            socket.create_connection((HOST_ADDRESS, 9090), timeout=5).close()
+        except OSError:
+            self.plane.start()
 
     # ---- Spark
 

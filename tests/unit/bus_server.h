@@ -20,6 +20,10 @@
 #define SERVER_HOSTILE_ESCAPED "nl\\x0Aesc\\x1B[31m \"quote\" back\\slash \\xFF \xe2\x82\xac"
 
 struct server {
+        int cancels, finds;  /* the child's: calls of these methods */
+        struct bus_call *forgotten[BUS_CONNECTIONS_MAX];
+        size_t forgotten_count;
+        struct bus_call *kept; /* the child's: a Find that is not answered before the next one */
         char directory[64], path[96];
         pid_t pid;
         int pipe_fd;         /* the parent's end */
@@ -37,6 +41,8 @@ static void server_status(struct bus_status *ret, void *userdata) {
                 .cluster_id = "c1",
                 .node = "n1",
                 .endpoint = "https://cp.example:443",
+                .mode = "act",
+                .connection_error = "",
                 .summary = "Connected to cp.example:443; 2 open, 1 waiting for a driver",
                 .connected = true,
                 .open = 2,
@@ -102,12 +108,90 @@ static int server_metrics(struct buffer *out, void *userdata) {
                      "y +Inf\n");
 }
 
+/* "later" is answered by the next Find, "busy" not taken; else at once. */
+static int server_find(const char *job_id, struct bus_call *call, void *userdata) {
+        static const struct bus_lookalike lookalikes[] = {{4243, "its main class is not DriverWrapper"},
+                                                          {4244, "its parent is no Worker"}};
+        struct server *server = userdata;
+        const struct bus_find none = {.job_id = job_id, .mode = "act", .reason = "No driver", .recent_driver_id = "driver-9"};
+        const struct bus_find hit = {
+                .job_id = job_id,
+                .mode = "act",
+                .would_kill = true,
+                .reason = SERVER_HOSTILE,
+                .driver_id = "driver-1",
+                .driver_state = "RUNNING",
+                .app_name = "daily",
+                .driver_pid = 4242,
+                .worker_pid = 17,
+                .started_real_usec = UINT64_C(1795530123000000),
+        };
+
+        if (strcmp(job_id, "busy") == 0)
+                return -EBUSY;
+        if (strcmp(job_id, "later") == 0) {
+                server->kept = call;
+                return 0;
+        }
+        if (strcmp(job_id, "forgotten") == 0) { /* until somebody else comes and it is not wanted any more */
+                for (size_t i = 0; i < server->forgotten_count; i++)
+                        if (!bus_call_is_wanted(server->forgotten[i])) {
+                                bus_call_fail(server->forgotten[i], "");
+                                server->forgotten[i] = call;
+                                return 0;
+                        }
+                if (server->forgotten_count == ARRAY_SIZE(server->forgotten))
+                        return -EBUSY;
+                server->forgotten[server->forgotten_count++] = call;
+                return 0;
+        }
+        if (server->kept)
+                bus_call_answer_find(TAKE(server->kept), &none, NULL, 0);
+        if (strcmp(job_id, "j1") == 0)
+                bus_call_answer_find(call, &hit, lookalikes, ARRAY_SIZE(lookalikes));
+        else
+                bus_call_answer_find(call, &none, NULL, 0);
+        return 0;
+}
+
+/* The job's id decides what becomes of it. */
+static int server_cancel(const char *job_id, uint32_t uid, struct bus_call *call, void *userdata) {
+        struct server *server = userdata;
+        char id[OPERATION_ID_MAX + 1];
+
+        server->cancels++;
+        if (strcmp(job_id, "stopping") == 0)
+                return -EAGAIN;
+        if (strcmp(job_id, "fails") == 0) {
+                bus_call_fail(call, "not stored \x1b[31m");
+                return 0;
+        }
+        if (strcmp(job_id, "who") == 0)
+                (void)snprintf(id, sizeof(id), "local-uid-%" PRIu32, uid);
+        else
+                (void)snprintf(id, sizeof(id), "%s", strcmp(job_id, "j3") == 0 ? "op-3" : "local-1");
+        bus_call_answer_cancel(call, id);
+        return 0;
+}
+
+static int server_check(struct bus_call *call, void *userdata) {
+        const struct server *server = userdata;
+        static const struct bus_finding findings[] = {{"control plane", "ok", "connected", ""},
+                                                      {"master http://m1:6066", "failure", SERVER_HOSTILE, "start it"}};
+
+        bus_call_answer_check(call, findings, server->extra_rows > 0 ? 2 : 1);
+        return 0;
+}
+
 static const struct bus_handlers server_handlers = {
         .status = server_status,
         .list = server_list,
         .reload = server_reload,
         .retry = server_retry,
         .metrics = server_metrics,
+        .find = server_find,
+        .cancel = server_cancel,
+        .check = server_check,
 };
 
 /* ---- the child ------------------------------------------------------------------------------------ */

@@ -64,7 +64,7 @@ static void test_status_and_properties(void **state) {
                 assert_true(sd_bus_message_exit_container(reply) > 0);
                 keys++;
         }
-        assert_int_equal(keys, 13);
+        assert_int_equal(keys, 15);
         sd_bus_message_unref(reply);
 
         assert_true(sd_bus_get_property_string(bus, NULL, BUS_PATH, BUS_NAME, "Node", &error, &value) >= 0);
@@ -187,7 +187,7 @@ static void test_changing_calls(void **state) {
 
 /* ---- other users ---------------------------------------------------------------------------------- */
 
-/* as_other_user() - what Status, Reload and Retry say to a user in `group`: an exit code of bits, 1 for each refusal.
+/* as_other_user() - what Status, Reload, Retry, Cancel, Find and Check say to a user in `group`: an exit code of bits, 1 for each refusal.
  */
 static int as_other_user(const char *path, gid_t primary, const gid_t *groups, size_t group_count) {
         int status;
@@ -205,6 +205,9 @@ static int as_other_user(const char *path, gid_t primary, const gid_t *groups, s
                 int code = *call_error(bus, "Status", NULL) ? 1 : 0;
                 code |= strcmp(call_error(bus, "Reload", NULL), SD_BUS_ERROR_ACCESS_DENIED) == 0 ? 2 : 0;
                 code |= strcmp(call_error(bus, "Retry", "op-q"), SD_BUS_ERROR_ACCESS_DENIED) == 0 ? 4 : 0;
+                code |= strcmp(call_error(bus, "Cancel", "j1"), SD_BUS_ERROR_ACCESS_DENIED) == 0 ? 8 : 0;
+                code |= *call_error(bus, "Find", "j1") ? 16 : 0;
+                code |= *call_error(bus, "Check", NULL) ? 32 : 0;
                 sd_bus_close_unref(bus);
                 _exit(code);
         }
@@ -226,17 +229,143 @@ static void test_privileges(void **state) {
         server_start(&server);
         assert_int_equal(stat(server.path, &status), 0);
         assert_int_equal(status.st_mode & 0777, 0666);
-        assert_int_equal(as_other_user(server.path, 1, others, 3), 2 + 4);
-        assert_int_equal(as_other_user(server.path, 1, NULL, 0), 2 + 4);
+        assert_int_equal(as_other_user(server.path, 1, others, 3), 2 + 4 + 8);
+        assert_int_equal(as_other_user(server.path, 1, NULL, 0), 2 + 4 + 8);
         assert_int_equal(as_other_user(server.path, 1, ours, 3), 0);
         assert_int_equal(as_other_user(server.path, OTHER_GROUP, NULL, 0), 0);
         server_stop(&server);
         struct server no_group = {0}; /* the machine has no such group: nobody gets in by it */
         if (!getgrnam(BUS_GROUP)) {
                 server_start(&no_group);
-                assert_int_equal(as_other_user(no_group.path, 0, ours, 3), 2 + 4);
+                assert_int_equal(as_other_user(no_group.path, 0, ours, 3), 2 + 4 + 8);
                 server_stop(&no_group);
         }
+}
+
+static bool serves(const char *path);
+
+/* ---- calls that are answered later ------------------------------------------------------------------ */
+
+static void begin_call(sd_bus *bus, const char *method, const char *signature, const char *argument) {
+        sd_bus_message *message = NULL;
+        uint64_t cookie; /* without one sd-bus asks for no reply */
+
+        assert_true(sd_bus_message_new_method_call(bus, &message, NULL, BUS_PATH, BUS_NAME, method) >= 0);
+        assert_true(sd_bus_message_append(message, signature, argument) >= 0);
+        assert_true(sd_bus_send(bus, message, &cookie) >= 0);
+        sd_bus_message_unref(message);
+        assert_true(sd_bus_flush(bus) >= 0);
+}
+
+/* next_reply() - its signature; NULL: none within `msec`. */
+static const char *next_reply(sd_bus *bus, uint64_t msec) {
+        static char signature[32];
+        sd_bus_message *message = NULL;
+        int r;
+
+        while ((r = sd_bus_process(bus, &message)) >= 0) {
+                if (message) {
+                        (void)base_text_copy(signature, sizeof(signature), sd_bus_message_get_signature(message, 1));
+                        sd_bus_message_unref(message);
+                        return signature;
+                }
+                if (r == 0 && sd_bus_wait(bus, msec * USEC_PER_MSEC) <= 0)
+                        return NULL;
+        }
+        return NULL;
+}
+
+static void test_answers_that_take_time(void **state) {
+        struct server server = {0};
+
+        (void)state;
+        server_start(&server);
+        sd_bus *first = client(server.path), *other = client(server.path);
+        assert_non_null(first);
+        assert_non_null(other);
+        assert_string_equal(call_error(first, "Status", NULL), ""); /* the connections are made */
+        assert_string_equal(call_error(other, "Status", NULL), "");
+        begin_call(first, "Find", "s", "later");
+        begin_call(first, "Status", "", NULL);
+        assert_string_equal(call_error(other, "Status", NULL), ""); /* nobody waits for the first one */
+        assert_null(next_reply(first, 50));                          /* not even its own next call overtakes it */
+        assert_string_equal(call_error(other, "Find", "j1"), "");   /* answers the kept one */
+        const char *signature = next_reply(first, WAIT_MSEC);
+        assert_non_null(signature);
+        assert_string_equal(signature, "a{sv}aa{sv}");
+        signature = next_reply(first, WAIT_MSEC);
+        assert_non_null(signature);
+        assert_string_equal(signature, "a{sv}");
+        sd_bus_close_unref(first);
+        sd_bus_close_unref(other);
+        server_stop(&server);
+}
+
+/* The peer, or the whole bus, goes while an answer is made. */
+static void test_answers_to_nobody(void **state) {
+        struct server server = {0};
+
+        (void)state;
+        server_start(&server);
+        sd_bus *other = client(server.path);
+        assert_non_null(other);
+        for (unsigned i = 0; i < 2 * BUS_CONNECTIONS_MAX; i++) {
+                sd_bus *bus = client(server.path);
+                assert_non_null(bus);
+                assert_string_equal(call_error(bus, "Status", NULL), "");
+                begin_call(bus, "Find", "s", "later");
+                sd_bus_close_unref(bus);
+                assert_string_equal(call_error(other, "Find", "j1"), "");
+        }
+        /* A peer that has hung up leaves its place at once: many more than there are connections come and go. */
+        for (unsigned i = 0; i < 3 * BUS_CONNECTIONS_MAX; i++) {
+                sd_bus *bus = client(server.path);
+                assert_non_null(bus);
+                begin_call(bus, "Find", "s", "forgotten");
+                sd_bus_close_unref(bus);
+        }
+        assert_true(serves(server.path));
+        begin_call(other, "Find", "s", "later");
+        sd_bus_close_unref(other);
+        server_stop(&server);
+}
+
+static void test_bad_jobs(void **state) {
+        struct server server = {0};
+
+        (void)state;
+        server_start(&server);
+        sd_bus *bus = client(server.path);
+        assert_non_null(bus);
+        assert_string_equal(call_error(bus, "Find", ""), BUS_ERROR_BAD_JOB);
+        assert_string_equal(call_error(bus, "Find", "a b"), BUS_ERROR_BAD_JOB);
+        assert_string_equal(call_error(bus, "Cancel", "012345678901234567890123456789012345678901234567890"),
+                            BUS_ERROR_BAD_JOB);
+        assert_string_equal(call_error(bus, "Cancel", "stopping"), BUS_ERROR_NOT_NOW);
+        assert_string_equal(call_error(bus, "Find", "busy"), SD_BUS_ERROR_LIMITS_EXCEEDED);
+        assert_string_equal(call_error(bus, "Status", NULL), ""); /* and it goes on */
+        sd_bus_close_unref(bus);
+        server_stop(&server);
+}
+
+/* The uid is the kernel's word, not the message's. */
+static void test_cancel_knows_who(void **state) {
+        struct server server = {0};
+        sd_bus_message *reply = NULL;
+        char expected[64];
+        const char *id;
+
+        (void)state;
+        server_start(&server);
+        sd_bus *bus = client(server.path);
+        assert_non_null(bus);
+        assert_true(sd_bus_call_method(bus, NULL, BUS_PATH, BUS_NAME, "Cancel", NULL, &reply, "s", "who") >= 0);
+        assert_true(sd_bus_message_read(reply, "s", &id) > 0);
+        (void)snprintf(expected, sizeof(expected), "local-uid-%u", (unsigned)geteuid());
+        assert_string_equal(id, expected);
+        sd_bus_message_unref(reply);
+        sd_bus_close_unref(bus);
+        server_stop(&server);
 }
 
 /* ---- hostile peers -------------------------------------------------------------------------------- */
@@ -511,6 +640,10 @@ int main(void) {
                 cmocka_unit_test(test_reader_that_does_not_read),
                 cmocka_unit_test(test_hammering),
                 cmocka_unit_test(test_socket),
+                cmocka_unit_test(test_answers_that_take_time),
+                cmocka_unit_test(test_answers_to_nobody),
+                cmocka_unit_test(test_bad_jobs),
+                cmocka_unit_test(test_cancel_knows_who),
                 cmocka_unit_test(test_busctl),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);

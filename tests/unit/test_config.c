@@ -370,8 +370,6 @@ static void test_mistakes(void **state) {
                 {REQUIRED_LINES "driver_user = 4294967295\n",
                  ":7: driver_user: there is no user '4294967295' (allowed: a "
                  "user's name or number)"},
-                {REQUIRED_LINES "[cancel]\nqueued_drivers = yes\n", ":8: queued_drivers: yes is not supported by this "
-                                                                    "version (allowed: no)"},
                 /* the first of two counts */
                 {"[agent]\nlog_level = a\nlog_level = b\nx = y\n[bad\n",
                  ":2: log_level: 'a' is not a log level (allowed: "

@@ -7,6 +7,8 @@
 
 #include "bus_server.h"
 
+#include <sys/un.h>
+
 #include <json-c/json.h>
 
 static char output[1024 * 1024], errors[4096];
@@ -79,6 +81,9 @@ static void test_status(void **state) {
         (void)state;
         server_start(&server);
         assert_int_equal(ctl(server.path, "status --socket @"), 0);
+        assert_output_has("connected    yes, https://cp.example:443\n");
+        assert_output_has("able         yes\n");
+        assert_output_has("doing        2 open, 1 waiting for a driver, 3 quarantined, 4 reports to be answered\n\n");
         assert_output_has("cluster id        c1\n");
         assert_output_has("connected         yes\n");
         assert_output_has("revision          9007199254740993\n");
@@ -98,11 +103,10 @@ static void test_list(void **state) {
         (void)state;
         server_start(&server);
         assert_int_equal(ctl(server.path, "list --socket @"), 0);
-        assert_output_has("RECEIVED              OPERATION");
-        assert_output_has(
-                "2026-11-24T14:22:03Z  op-1                      j1                        WAIT        -           "
-                "        driver-1\n");
-        assert_output_has("-                     op-2 ");
+        assert_output_has("RECEIVED              OPERATION  JOB  STATE   OUTCOME  DRIVER\n");
+        assert_output_has("2026-11-24T14:22:03Z  op-1       j1   WAIT    -        driver-1\n");
+        assert_output_has("-                     op-2       j2   SEARCH  -        -\n");
+        assert_null(strchr(output, '\x1b'));
         assert_null(strstr(output, "op-3"));
         assert_int_equal(ctl(server.path, "list --all --json --socket @"), 0);
         json_object *object = parsed(), *rows = member(object, "operations");
@@ -142,6 +146,81 @@ static void test_show(void **state) {
         assert_string_equal(output, "");
         assert_string_equal(errors, "spark-cancelctl: There is no operation 'op-4' on this node\n");
         server_stop(&server);
+}
+
+static void test_find(void **state) {
+        struct server server = {0};
+
+        (void)state;
+        server_start(&server);
+        assert_int_equal(ctl(server.path, "find j1 --socket @"), 0);
+        assert_output_has("A cancel would kill this driver:\n");
+        assert_output_has("driver pid        4242\n");
+        assert_output_has("started           2026-11-24T14:22:03Z\n");
+        assert_output_has("4243     its main class is not DriverWrapper\n");
+        assert_int_equal(ctl(server.path, "find j1 --json --socket @"), 0);
+        json_object *object = parsed(), *rows = member(object, "lookalikes");
+        assert_true(json_object_get_boolean(member(object, "would_kill")));
+        assert_string_equal(json_object_get_string(member(object, "reason")), SERVER_HOSTILE_ESCAPED);
+        assert_int_equal(json_object_array_length(rows), 2);
+        assert_int_equal(json_object_get_int(member(json_object_array_get_idx(rows, 1), "pid")), 4244);
+        json_object_put(object);
+        assert_int_equal(ctl(server.path, "find j2 --socket @"), 1);
+        assert_output_has("A cancel would kill nothing here.\n");
+        assert_output_has("recent driver id  driver-9\n");
+        assert_int_equal(ctl(server.path, "find j2 --json --socket @"), 1);
+        json_object_put(parsed());
+        assert_int_equal(ctl(server.path, "find busy --socket @"), 1);
+        assert_non_null(strstr(errors, "try again"));
+        server_stop(&server);
+}
+
+static void test_cancel(void **state) {
+        struct server server = {0};
+
+        (void)state;
+        server_start(&server);
+        assert_int_equal(ctl(server.path, "cancel j1 --socket @"), 0);
+        assert_string_equal(output, "local-1\n");
+        assert_int_equal(ctl(server.path, "cancel j1 --json --socket @"), 0);
+        assert_string_equal(output, "{\"operation_id\":\"local-1\"}\n");
+        assert_int_equal(ctl(server.path, "cancel j3 --wait --socket @"), 0); /* it is op-3, which has ended */
+        assert_output_has("CANCELLED: nl");
+        assert_null(strchr(output, '\x1b'));
+        assert_int_equal(ctl(server.path, "cancel j3 --wait --json --socket @"), 0);
+        json_object *object = parsed();
+        assert_string_equal(json_object_get_string(member(object, "outcome")), "CANCELLED");
+        json_object_put(object);
+        assert_int_equal(ctl(server.path, "cancel j1 --wait --socket @"), 1); /* it has vanished */
+        assert_non_null(strstr(errors, "There is no operation 'local-1'"));
+        assert_int_equal(ctl(server.path, "cancel stopping --socket @"), 1);
+        assert_non_null(strstr(errors, "The agent is stopping"));
+        assert_int_equal(ctl(server.path, "cancel fails --socket @"), 1);
+        assert_string_equal(errors, "spark-cancelctl: not stored \\x1B[31m\n");
+        server_stop(&server);
+}
+
+static void test_check(void **state) {
+        struct server able = {0}, unable = {.extra_rows = 1};
+
+        (void)state;
+        server_start(&able);
+        assert_int_equal(ctl(able.path, "check --socket @"), 0);
+        assert_string_equal(output, "ok       control plane  connected\n\nThis node could cancel a job.\n");
+        server_stop(&able);
+        server_start(&unable);
+        assert_int_equal(ctl(unable.path, "check --socket @"), 1);
+        assert_output_has("failure  master http://m1:6066  " SERVER_HOSTILE_ESCAPED "\n         -> start it\n");
+        assert_output_has("This node could not cancel a job.\n");
+        assert_int_equal(ctl(unable.path, "check --json --socket @"), 1);
+        json_object *object = parsed();
+        assert_false(json_object_get_boolean(member(object, "able")));
+        assert_string_equal(json_object_get_string(member(object, "checked_by")), "agent");
+        assert_int_equal(json_object_array_length(member(object, "findings")), 2);
+        json_object_put(object);
+        assert_int_equal(ctl(unable.path, "status --socket @"), 0);
+        assert_output_has("able         no; master http://m1:6066: ");
+        server_stop(&unable);
 }
 
 static void test_changes(void **state) {
@@ -194,7 +273,7 @@ static void test_metrics_lines(void **state) {
         (void)state;
         stdout = open_memstream(&written, &size);
         assert_non_null(stdout);
-        print_metrics_json(text);
+        ctl_json_metrics(text);
         (void)fclose(stdout);
         stdout = saved;
         (void)base_text_copy(output, sizeof(output), written);
@@ -214,9 +293,13 @@ static void test_usage(void **state) {
         } cases[] = {
                 {"", "unknown command: "},
                 {"--json", "a command is missing"},
-                {"find j1", "unknown command: find"},
-                {"cancel j1", "unknown command: cancel"},
-                {"check", "unknown command: check"},
+                {"find", "a job's id is missing after find"},
+                {"cancel j\xc3\xa9", "not a job's id: j\xc3\xa9"},
+                {"find 012345678901234567890123456789012345678901234567890", "not a job's id: 0123"},
+                {"cancel a b", "too much: b"},
+                {"find j1 --wait", "--wait does not go with find"},
+                {"status --config /dev/null", "--config does not go with status"},
+                {"cancel j1 --user root", "--user does not go with cancel"},
                 {"\x1b[31m", "unknown command: \\x1B[31m"},
                 {"show", "an operation's id is missing after show"},
                 {"show a b", "too much: b"},
@@ -239,8 +322,9 @@ static void test_help_and_version(void **state) {
         (void)state;
         assert_int_equal(ctl("unused", "--help"), 0);
         assert_output_has("retry OPERATION");
-        assert_null(strstr(output, "find"));
-        assert_null(strstr(output, "cancel J"));
+        assert_output_has("find JOB");
+        assert_output_has("cancel JOB");
+        assert_output_has("check ");
         assert_int_equal(ctl("unused", "--version"), 0);
         assert_string_equal(output, "spark-cancelctl " VERSION "\n");
 }
@@ -289,6 +373,8 @@ int main(void) {
                 cmocka_unit_test(test_metrics),     cmocka_unit_test(test_metrics_lines),
                 cmocka_unit_test(test_usage),       cmocka_unit_test(test_help_and_version),
                 cmocka_unit_test(test_unreachable),
+                cmocka_unit_test(test_find),        cmocka_unit_test(test_cancel),
+                cmocka_unit_test(test_check),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -18,7 +18,7 @@ static void scan(struct tree *tree) {
 static enum driver_match match(struct tree *tree, const char *job_id) {
         struct driver_found found;
 
-        return driver_match(tree->driver, job_id, &found);
+        return driver_match(tree->driver, job_id, NULL, &found);
 }
 
 struct seen {
@@ -52,7 +52,7 @@ static void test_found(void **state) {
 
         tree_put(tree, TREE_DRIVER(.before = {"-Dspark.app.name=Nightly\x1b[1m \xff"}, .comm = "a) R 1 (b"));
         scan(tree);
-        assert_int_equal(driver_match(tree->driver, "42", &found), DRIVER_MATCH_ONE);
+        assert_int_equal(driver_match(tree->driver, "42", NULL, &found), DRIVER_MATCH_ONE);
         assert_int_equal(found.pid, DRIVER_PID);
         assert_true(found.start_ticks == DRIVER_START);
         assert_int_equal(found.worker_pid, WORKER_PID);
@@ -74,7 +74,7 @@ static void test_supervised(void **state) {
 
         tree_put(tree, TREE_DRIVER(.before = {"-Dspark.driver.supervise=true"}));
         scan(tree);
-        assert_int_equal(driver_match(tree->driver, "42", &found), DRIVER_MATCH_ONE);
+        assert_int_equal(driver_match(tree->driver, "42", NULL, &found), DRIVER_MATCH_ONE);
         assert_true(found.supervised);
 }
 
@@ -98,7 +98,7 @@ static void test_long_name_is_cut(void **state) {
         memset(option + strlen(option), 'n', 500);
         tree_put(tree, TREE_DRIVER(.before = {option}));
         scan(tree);
-        assert_int_equal(driver_match(tree->driver, "42", &found), DRIVER_MATCH_ONE);
+        assert_int_equal(driver_match(tree->driver, "42", NULL, &found), DRIVER_MATCH_ONE);
         assert_int_equal(strlen(found.app_name), sizeof(found.app_name) - 1);
 }
 
@@ -283,7 +283,7 @@ static void test_similar_ids(void **state) {
         for (size_t i = 0; i < ARRAY_SIZE(jobs); i++) {
                 struct driver_found found;
 
-                assert_int_equal(driver_match(tree->driver, jobs[i], &found), DRIVER_MATCH_ONE);
+                assert_int_equal(driver_match(tree->driver, jobs[i], NULL, &found), DRIVER_MATCH_ONE);
                 assert_int_equal(found.pid, 300 + (int)i);
         }
         assert_int_equal(match(tree, "2"), DRIVER_MATCH_NONE);
@@ -331,7 +331,7 @@ static void test_expected_user(void **state) {
         tree_put(tree, TREE_DRIVER(.uid = 4242));
         driver = tree_make_driver(tree, tree->proc_fd, 4242);
         assert_int_equal(driver_scan(driver), 0);
-        assert_int_equal(driver_match(driver, "42", &found), DRIVER_MATCH_ORPHAN); /* the Worker is root's */
+        assert_int_equal(driver_match(driver, "42", NULL, &found), DRIVER_MATCH_ORPHAN); /* the Worker is root's */
         driver_free(driver);
 
         /* Without a configured user it is the work directory's owner, looked up at each scan. */
@@ -357,7 +357,7 @@ static void test_contested(void **state) {
 
         tree_take(tree, 201);
         scan(tree);
-        assert_int_equal(driver_match(tree->driver, "42", &found), DRIVER_MATCH_ONE);
+        assert_int_equal(driver_match(tree->driver, "42", NULL, &found), DRIVER_MATCH_ONE);
         assert_int_equal(found.pid, DRIVER_PID);
 }
 
@@ -390,7 +390,7 @@ static void test_contested_kinds(void **state) {
 
 static void test_order(void **state) {
         struct tree *tree = *state;
-        struct driver_found found;
+        struct driver_found found, after;
 
         tree_put(tree, TREE_DRIVER());
         tree_put(tree, TREE_DRIVER(.pid = 201, .start = DRIVER_START + 5, .driver_id = DRIVER_2));
@@ -398,20 +398,46 @@ static void test_order(void **state) {
         tree_put(tree, TREE_DRIVER(.pid = 203, .start = DRIVER_START + 20, .driver_id = "driver-4"));
         tree_put(tree, TREE_DRIVER(.pid = 204, .start = DRIVER_START + 20, .driver_id = "driver-4", .job = "7"));
         scan(tree);
-        assert_int_equal(driver_match(tree->driver, "42", &found), DRIVER_MATCH_ONE);
-        assert_int_equal(found.pid, 201); /* newest of the proved ones */
-        tree_take(tree, 201);
-        scan(tree);
-        assert_int_equal(driver_match(tree->driver, "42", &found), DRIVER_MATCH_ONE);
-        assert_int_equal(found.pid, DRIVER_PID);
-        tree_take(tree, DRIVER_PID);
-        scan(tree);
-        assert_int_equal(driver_match(tree->driver, "42", &found), DRIVER_MATCH_ORPHAN);
-        assert_int_equal(found.pid, 202);
+        assert_int_equal(driver_match(tree->driver, "42", NULL, &found), DRIVER_MATCH_ORPHAN);
+        assert_int_equal(found.pid, 202); /* the newest that is not contested */
         assert_int_equal(found.worker_pid, 0);
+        assert_int_equal(driver_match(tree->driver, "42", &found, &found), DRIVER_MATCH_ONE);
+        assert_int_equal(found.pid, 201);
+        tree_take(tree, 201); /* what ended in the meantime keeps its place in the order */
+        scan(tree);
+        assert_int_equal(driver_match(tree->driver, "42", &found, &found), DRIVER_MATCH_ONE);
+        assert_int_equal(found.pid, DRIVER_PID);
+        after = found;
+        assert_int_equal(driver_match(tree->driver, "42", &after, &found), DRIVER_MATCH_NONE);
+        tree_take(tree, DRIVER_PID);
         tree_take(tree, 202);
         scan(tree);
-        assert_int_equal(match(tree, "42"), DRIVER_MATCH_CONTESTED);
+        assert_int_equal(driver_match(tree->driver, "42", NULL, &found), DRIVER_MATCH_CONTESTED);
+        assert_string_equal(found.driver_id, "driver-4");
+        assert_int_equal(driver_match(tree->driver, "42", &found, &after), DRIVER_MATCH_NONE);
+}
+
+/* A job that makes up drivers, as many as it likes, does not hide the real one: each is offered in its turn. */
+static void test_none_hides_another(void **state) {
+        struct tree *tree = *state;
+        struct driver_found found, *after = NULL;
+        bool real = false;
+
+        tree_put(tree, TREE_DRIVER());
+        for (int i = 0; i < 500; i++) {
+                char driver_id[32];
+
+                snprintf(driver_id, sizeof(driver_id), "driver-made-up-%d", i);
+                tree_put(tree, TREE_DRIVER(.pid = 1000 + i, .start = DRIVER_START + (uint64_t)i / 7, .driver_id = driver_id));
+        }
+        scan(tree);
+        for (int i = 0; i < 501; i++) {
+                assert_int_equal(driver_match(tree->driver, "42", after, &found), DRIVER_MATCH_ONE);
+                real |= found.pid == DRIVER_PID;
+                after = &found;
+        }
+        assert_true(real);
+        assert_int_equal(driver_match(tree->driver, "42", after, &found), DRIVER_MATCH_NONE);
 }
 
 static void test_many(void **state) {
@@ -430,7 +456,7 @@ static void test_many(void **state) {
                 char job[16];
 
                 snprintf(job, sizeof(job), "job-%d", i);
-                assert_int_equal(driver_match(tree->driver, job, &found),
+                assert_int_equal(driver_match(tree->driver, job, NULL, &found),
                                  i < 300 ? DRIVER_MATCH_ONE : DRIVER_MATCH_NONE);
                 if (i < 300)
                         assert_int_equal(found.pid, 1000 + i);
@@ -615,7 +641,7 @@ static void test_pid_reuse(void **state) {
                 scan(tree);
                 pthread_join(thread, NULL);
                 close(swapper.inotify_fd);
-                if (driver_match(tree->driver, "42", &found) == DRIVER_MATCH_NONE)
+                if (driver_match(tree->driver, "42", NULL, &found) == DRIVER_MATCH_NONE)
                         dropped = true;
                 else
                         assert_true(found.start_ticks == DRIVER_START);
@@ -669,7 +695,7 @@ static void test_no_work_directory_known_user(void **state) {
         tree_put(tree, TREE_DRIVER());
         tree_remove(tree->work);
         assert_int_equal(driver_scan(driver), 0);
-        assert_int_equal(driver_match(driver, "42", &found), DRIVER_MATCH_NONE);
+        assert_int_equal(driver_match(driver, "42", NULL, &found), DRIVER_MATCH_NONE);
         driver_lookalikes(driver, "42", on_lookalike, &seen);
         assert_string_equal(seen.reason, "the work directory can't be read");
         driver_free(driver);
@@ -817,6 +843,7 @@ int main(void) {
                 TREE_TEST(test_contested),
                 TREE_TEST(test_contested_kinds),
                 TREE_TEST(test_order),
+                TREE_TEST(test_none_hides_another),
                 TREE_TEST(test_many),
                 TREE_TEST(test_big_argv),
                 TREE_TEST(test_lookalikes_bounded),

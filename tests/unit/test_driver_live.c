@@ -304,7 +304,7 @@ static struct driver_found find_child(struct tree *tree, pid_t pid) {
 
         tree_put(tree, TREE_DRIVER(.pid = pid));
         assert_int_equal(driver_scan(tree->driver), 0);
-        assert_int_equal(driver_match(tree->driver, "42", &found), DRIVER_MATCH_ONE);
+        assert_int_equal(driver_match(tree->driver, "42", NULL, &found), DRIVER_MATCH_ONE);
         assert_int_equal(found.pid, pid);
         settle(tree);
         return found;
@@ -554,7 +554,7 @@ static void find_real(struct tree *tree, struct cast *cast) {
         cast->driver = tree_make_driver(tree, cast->proc_fd, -1);
         for (unsigned i = 0; i < 5000; i++) {
                 assert_int_equal(driver_scan(cast->driver), 0);
-                if (driver_match(cast->driver, "42", &cast->found) == DRIVER_MATCH_ONE)
+                if (driver_match(cast->driver, "42", NULL, &cast->found) == DRIVER_MATCH_ONE)
                         return;
                 usleep(2000); /* between two looks; the limit is the loop's */
         }
@@ -590,7 +590,7 @@ static void test_real_driver(void **state) {
         assert_string_equal(cast.found.driver_id, DRIVER_1);
         assert_string_equal(cast.found.app_name, "real");
         assert_in_range(cast.found.started_real_usec, now - 5 * USEC_PER_SEC, now + 60 * USEC_PER_SEC);
-        assert_int_equal(driver_match(cast.driver, "666", &found), DRIVER_MATCH_NONE);
+        assert_int_equal(driver_match(cast.driver, "666", NULL, &found), DRIVER_MATCH_NONE);
         driver_lookalikes(cast.driver, "666", count_lookalike, &decoys);
         assert_true(decoys >= 1); /* this is the machine's own /proc: another run of this test may be in it */
         assert_true(driver_process_alive(cast.driver, cast.found.pid, cast.found.start_ticks));
@@ -602,7 +602,7 @@ static void test_real_driver(void **state) {
         /* A zombie until its Worker reaps it, and dead all the same. */
         assert_false(driver_process_alive(cast.driver, cast.found.pid, cast.found.start_ticks));
         assert_int_equal(driver_scan(cast.driver), 0);
-        assert_int_equal(driver_match(cast.driver, "42", &found), DRIVER_MATCH_NONE);
+        assert_int_equal(driver_match(cast.driver, "42", NULL, &found), DRIVER_MATCH_NONE);
         driver_hold_free(hold);
         end_cast(&cast);
 }
@@ -631,7 +631,7 @@ static void test_real_headless_driver(void **state) {
         }
         assert_true(headless);
         assert_int_equal(driver_scan(cast.driver), 0);
-        assert_int_equal(driver_match(cast.driver, "42", &cast.found), DRIVER_MATCH_ONE);
+        assert_int_equal(driver_match(cast.driver, "42", NULL, &cast.found), DRIVER_MATCH_ONE);
         assert_true(driver_process_alive(cast.driver, cast.found.pid, cast.found.start_ticks));
         assert_int_equal(driver_hold(cast.driver, &cast.found, tree_on_exit, tree, &hold), 0);
         expect_quiet(tree);

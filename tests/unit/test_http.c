@@ -231,6 +231,8 @@ static void test_answers(void **state) {
                 {"HTTP/1.1 200 OK\r\nContent-Le", 0, HTTP_ANSWERED, 200, "", NULL}, /* see the next line's comment */
                 {"<html>an old server</html>", 0, HTTP_UNREACHABLE, 0, "", ""},
                 {"\x16\x03\x01\x02\0\x01\0\x01", 8, HTTP_UNREACHABLE, 0, "", ""},
+                {"HTTP/x OK\r\nContent-Length: 2\r\n\r\n{}", 0, HTTP_UNREACHABLE, 0, "", "status line"},
+                {"HTTP/1.1 2x0 OK\r\nContent-Length: 2\r\n\r\n{}", 0, HTTP_UNREACHABLE, 0, "", "status line"},
                 {"HTTP/1.1 abc OK\r\n\r\n", 0, HTTP_UNREACHABLE, 0, "", ""},
                 {"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", 0, HTTP_UNREACHABLE, 0, "", ""},
                 {NULL, 0, HTTP_UNREACHABLE, 0, "", ""},
