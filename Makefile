@@ -128,6 +128,7 @@ check-sim: $(BUILD)/sim/sim
 check-sim-long: $(BUILD)/sim/sim
 	@$(BUILD)/sim/sim --schedules 20000
 # Do the tests see it when a move of the machine is left out or changed, one at a time? check-mutants-some takes a part.
+# Not among LONG_SUITES yet: with 100 schedules four of the orders around a failing disk go unnoticed.
 MUTANT_TOOLS := $(BUILD)/sim/sim $(addprefix $(BUILD)/unit/test_cancel,$(empty) _kill _settle _walk)
 check-mutants: $(MUTANT_TOOLS)
 	@$(PYTHON) tests/sim/mutate
