@@ -666,6 +666,8 @@ void sim_check_loaded(void) {
                 else if (!sim_may_be_pruned(operation))
                         operation->done_seen = false;
         }
+        if (sim.order > 0) /* the stream goes on after the stored position: what that covers does not come again */
+                sim_check_taken(sim_life_stored_revision());
 }
 
 /* The control plane takes a final report: what it says of the job must be so. */
