@@ -128,6 +128,7 @@ check-sim: $(BUILD)/sim/sim
 check-sim-long: $(BUILD)/sim/sim
 	@$(BUILD)/sim/sim --schedules 10000
 # Do the tests see it when a move of the machine is left out or changed, one at a time? check-mutants-some takes a part.
+# Not among LONG_SUITES yet: with 100 schedules four of the orders around a failing disk go unnoticed.
 MUTANT_TOOLS := $(BUILD)/sim/sim $(addprefix $(BUILD)/unit/test_cancel,$(empty) _kill _settle _walk)
 check-mutants: $(MUTANT_TOOLS)
 	@$(PYTHON) tests/sim/mutate
@@ -237,7 +238,7 @@ check-sanitize:
 
 # Not these: they measure time, memory or descriptors, mount filesystems, would take minutes, or call pidfd_open(2),
 # which valgrind does not know. Sanitizers see them.
-VALGRIND_NOT := bus cancel control_report driver_live grpc_memory grpc_tls grpc_window http log observe spark store_disk store_faults
+VALGRIND_NOT := bus cancel cancel_walk control_report driver_live grpc_memory grpc_tls grpc_window http log observe spark store_disk store_faults
 VALGRIND = $(filter-out $(addprefix $(BUILD)/unit/test_,$(VALGRIND_NOT)),$(UNIT))
 check-valgrind: $(UNIT)
 	@UNDER="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite" \
