@@ -218,10 +218,17 @@ static void scanned_in_kill(struct cancel *c, const struct cancel_config *config
                 resume(c, config, now, u);
 }
 
+/* What the command names is a driver of its own. A process may claim any id, also that of another job's driver: which is
+ * its place is proved by Spark naming this node, never by Spark naming none. */
+static bool by_record_alone(const struct cancel *c, const struct cancel_event *e) {
+        return e->scan == CANCEL_SCAN_RECORD && !cancel_has_process(c) &&
+               (c->record.driver_id[0] == 0 || strcmp(c->record.driver_id, e->found.driver_id) == 0);
+}
+
 static void on_scanned(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                        const struct cancel_now *now, struct cancel_update *u) {
         c->unproved = false;
-        c->by_record = e->scan == CANCEL_SCAN_RECORD;
+        c->by_record = by_record_alone(c, e);
         switch (c->record.state) {
         case CANCEL_SEARCH:
                 scanned_in_search(c, config, e, now, u);

@@ -72,6 +72,19 @@ def test_driver_of_another_node_that_has_ended(node, state, outcome, status):
     assert not node.master.requests_for("kill", driver_id)
 
 
+def test_process_that_claims_a_queued_driver_of_another_job(node):
+    """Spark places that driver nowhere, which proves nothing for a process: nothing is killed, least of all the other job."""
+    start(node, not_found_grace=600.0)
+    add(node, "SUBMITTED")
+    victim = node.next_driver_id()
+    node.cluster.add_driver(victim, state="SUBMITTED")
+    thief = node.start_driver("j1", driver_id=victim, register=False)
+    operation = node.cancel("j1")
+    node.master.wait_request("status", victim, count=4, timeout=LIMIT)
+    assert not node.master.requests_for("kill") and node.cluster.drivers[victim].state == "SUBMITTED"
+    assert thief.alive() and not node.plane.operation(operation).done
+
+
 def test_driver_that_spark_lost_with_its_worker(node):
     """ERROR, and no node proves its process gone: DRIVER_LOST, not ALREADY_FAILED, after relaunch_window (1 s here)."""
     start(node, not_found_grace=600.0)
