@@ -193,7 +193,9 @@ static void looked_for_another(struct cancel *c, const struct cancel_config *con
 static void scanned_in_kill(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                             const struct cancel_now *now, struct cancel_update *u) {
         if (c->driver_held) {
-                if (c->looking)
+                if (c->looking && (c->kill_due || c->killing))
+                        c->looking = false; /* the scan came late: Spark has placed this one here, and its kill is under way */
+                else if (c->looking)
                         looked_for_another(c, config, e, now, u);
                 return;
         }
