@@ -100,6 +100,8 @@ static const char *check_driver(const struct cancel *before, const struct cancel
 
         if (other_driver && a->accepted_usec != 0)
                 return "a kill that was accepted for another driver";
+        if (after->by_record && a->process.pid > 0)
+                return "a process for which Spark's record alone answers";
         if (other_process && a->escalation != CANCEL_ESCALATION_NONE)
                 return "a signal that another process got";
         if (after->suspect.process.pid > 0 && (a->state != CANCEL_SETTLE || after->scanned))

@@ -136,5 +136,7 @@ def test_dry_run_of_a_queued_driver(node):
     driver_id = add(node, "SUBMITTED")
     operation = node.cancel("j1", dry_run=True)
     node.wait_done(operation)
-    assert node.final(operation).outcome == "DRY_RUN"
+    report = node.final(operation)
+    assert report.outcome == "DRY_RUN"
+    assert report.metadata.message == f"Dry run: a cancel would have Spark kill driver {driver_id}; it has no process here."
     assert node.cluster.drivers[driver_id].state == "SUBMITTED" and not node.master.requests_for("kill")
