@@ -71,6 +71,8 @@ static const char *check_cancelled(const struct cancel *before, const struct can
                 return "CANCELLED without a proved end and a last scan";
         if (r->accepted_usec == 0 && r->word != CANCEL_WORD_KILLED && r->escalation == CANCEL_ESCALATION_NONE)
                 return "CANCELLED that neither Spark nor we brought about";
+        if (after->by_record && r->word == CANCEL_WORD_ERROR)
+                return "CANCELLED by the record of a driver that Spark has lost";
         if (r->dry_run)
                 return "CANCELLED in a dry run";
         return NULL;

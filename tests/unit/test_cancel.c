@@ -457,6 +457,37 @@ static void test_record_of_a_driver_that_has_ended(void **state) {
         }
 }
 
+/* It was placed on another node just before our kill, which went to a Worker that Spark has lost since: it may live. */
+static void test_queued_driver_that_was_placed_and_lost(void **state) {
+        struct bench b = begin_by_record();
+        (void)state;
+
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_STATUS, .answer = CANCEL_ANSWER_ACCEPTED,
+                                         .word = CANCEL_WORD_SUBMITTED });
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        assert_state(&b, WAIT);
+        while (b.now < START + config.relaunch_window_usec) {
+                if (b.cancel.asking)
+                        feed_status(&b, CANCEL_WORD_ERROR, false);
+                assert_true(b.cancel.record.state == CANCEL_WAIT || b.cancel.record.state == CANCEL_KILL);
+                if (b.update.ask & CANCEL_ASK_SCAN)
+                        scan_record(&b);
+                pass(&b, b.now + SEC);
+        }
+        for (unsigned i = 0; i < 60 && b.cancel.record.state != CANCEL_REPORT; i++) {
+                if (b.cancel.wants_slot)
+                        feed_type(&b, CANCEL_EVENT_SLOT);
+                if (b.cancel.killing)
+                        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+                if (b.cancel.asking)
+                        feed_status(&b, CANCEL_WORD_ERROR, false);
+                scan_record(&b);
+                pass(&b, b.now + SEC);
+        }
+        assert_outcome(&b, DRIVER_LOST);
+}
+
 /* queued_drivers: a process of the job claims the id of another job's driver that waits in the queue, and the driver that
  * the command names has nothing here. Spark's "on no Worker" is no proof for an id that a process claims. */
 static void test_record_vouches_for_no_process(void **state) {
@@ -813,6 +844,7 @@ int main(void) {
                 cmocka_unit_test(test_queued_driver_is_killed),
                 cmocka_unit_test(test_record_of_a_driver_that_has_ended),
                 cmocka_unit_test(test_record_of_a_driver_that_spark_lost),
+                cmocka_unit_test(test_queued_driver_that_was_placed_and_lost),
                 cmocka_unit_test(test_record_vouches_for_no_process),
                 cmocka_unit_test(test_record_of_a_process_that_is_gone),
                 cmocka_unit_test(test_record_that_answers_nothing),
