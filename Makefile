@@ -126,7 +126,7 @@ check-sim: $(BUILD)/sim/sim
 	@$(BUILD)/sim/sim --schedules $(SIM_SCHEDULES)
 
 check-sim-long: $(BUILD)/sim/sim
-	@$(BUILD)/sim/sim --schedules 20000
+	@$(BUILD)/sim/sim --schedules 10000
 # Do the tests see it when a move of the machine is left out or changed, one at a time? check-mutants-some takes a part.
 MUTANT_TOOLS := $(BUILD)/sim/sim $(addprefix $(BUILD)/unit/test_cancel,$(empty) _kill _settle _walk)
 check-mutants: $(MUTANT_TOOLS)

@@ -246,7 +246,6 @@ void cancel_back_to_search(struct cancel *c, const struct cancel_config *config,
                 cancel_set_aside(c, &process, now, u);
                 return;
         }
-        c->scanned = true;
         cancel_report_progress(c, u, CANCEL_NOT_ON_NODE);
         cancel_pass_begin(c);
         c->scan_usec = base_usec_add(now->usec, config->search_interval_usec);

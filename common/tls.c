@@ -439,9 +439,20 @@ static int copy_text(const char *text, char **ret) {
         return *ret ? 0 : -ENOMEM;
 }
 
+/* OpenSSL sets itself up once in a process. What failed then, for memory, fails for ever, while OPENSSL_init_ssl() says
+ * that all is well; a process that starts again is better off than one that never gets a connection. */
+static bool openssl_is_set_up(void) {
+        _cleanup_(context_free) SSL_CTX *context = SSL_CTX_new(TLS_client_method());
+
+        ERR_clear_error();
+        return context;
+}
+
 int tls_client_new(const struct tls_options *options, struct tls_client **ret) {
         struct in6_addr address;
 
+        if (!openssl_is_set_up())
+                return -ENOMEM;
         if (!options->certificate_file != !options->private_key_file)
                 return -EINVAL;
         _cleanup_(tls_client_free_pointer) struct tls_client *client = calloc(1, sizeof(*client));

@@ -28,7 +28,8 @@ enum tls_answer {
         TLS_CLOSED,        /* the peer has closed in order, or the socket ended (HTTP/2 frames tell a cut) */
 };
 
-/* tls_client_new() - -EINVAL: a certificate without a key or a key without a certificate. Reads no file. */
+/* tls_client_new() - -EINVAL: a certificate without a key or a key without a certificate. -ENOMEM: also when
+ * OpenSSL could not set itself up, which this process cannot mend. Reads no file. */
 int tls_client_new(const struct tls_options *options, struct tls_client **ret);
 struct tls_client *tls_client_free(struct tls_client *client);
 DEFINE_CLEANUP(struct tls_client *, tls_client_free)

@@ -172,6 +172,21 @@ def test_find_of_a_job_that_has_ended_here(node, ctl):
     assert find(ctl, "j2", 1)["recent_driver_id"] == ""
 
 
+def test_find_goes_on_behind_a_process_that_only_claims_to_be_the_driver(node, ctl):
+    """A newer process of the same user and job, whose driver id Spark places on another node, hides nothing."""
+    node.start()
+    driver = node.run_job("j1")
+    claimant = node.start_driver("j1", worker_host_port="192.0.2.7:7078")
+    found = find(ctl, "j1", 0)
+    assert found["would_kill"] is True and found["driver_pid"] == driver.pid
+    reasons = {row["pid"]: row["reason"] for row in found["lookalikes"]}
+    assert "192.0.2.7:7078" in reasons[claimant.pid]
+    node.start_driver("j2", worker_host_port="192.0.2.7:7078")
+    node.start_driver("j2", worker_host_port="192.0.2.8:7078")
+    found = find(ctl, "j2", 1)
+    assert found["would_kill"] is False and "192.0.2.8:7078" in found["reason"] and len(found["lookalikes"]) == 1
+
+
 # ---- cancel
 
 def test_local_cancel_with_the_control_plane_down(node, ctl):

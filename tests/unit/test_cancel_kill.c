@@ -160,7 +160,7 @@ static void test_term_comes_before_refused(void **state) {
         b.config = &term;
         refuse_until(&b, START + 200 * SEC);
         assert_state(&b, TERM);
-        assert_in_range(b.now, START + 2 * config.kill_retry_usec, START + 3 * config.kill_retry_usec);
+        assert_in_range(b.now, START + 2 * config.kill_retry_usec, START + 2 * config.kill_retry_usec + 6 * SEC);
         assert_int_equal(b.cancel.record.escalation, CANCEL_ESCALATION_SIGTERM);
         assert_int_equal(b.update.wake_usec, b.now + config.kill_retry_usec); /* Spark is asked on */
 }
@@ -203,6 +203,7 @@ static void test_row_of_refusals_is_broken_by_an_answer(void **state) {
 
                 feed_kill(&b, CANCEL_ANSWER_REFUSED);
                 pass(&b, b.now + SEC);
+                b.now += 20 * SEC; /* its turn comes late */
                 feed_type(&b, CANCEL_EVENT_SLOT);
                 feed_kill(&b, answers[i]);
                 if (!b.cancel.asking)
@@ -326,8 +327,10 @@ static void test_force_asks_on(void **state) {
         assert_true(b.cancel.wants_slot);
         feed_type(&b, CANCEL_EVENT_SLOT);
         assert_int_equal(b.update.act, CANCEL_ACT_KILL);
-        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_KILL_ANSWERED, .answer = CANCEL_ANSWER_ACCEPTED, .asked = 3 });
         assert_state(&b, FORCE);
+        assert_true(b.update.durable); /* three masters were asked, and one was counted */
+        assert_int_equal(b.cancel.record.kill_requests, 4);
         assert_int_equal(b.update.wake_usec, b.now + config.kill_retry_usec);
         feed_at(&b, b.update.wake_usec); /* the Worker has given up on that one: the others have their turn first */
         assert_int_equal(b.update.change, CANCEL_SLOT_RELEASED | CANCEL_SLOT_WANTED);
