@@ -104,6 +104,12 @@ static int message_of_end(const struct operation *o, struct buffer *out) {
         case CANCEL_ALREADY_FAILED:
                 return buffer_append_format(out, "Driver %s had failed by itself before it could be killed.", r->driver_id);
         case CANCEL_DRY_RUN:
+                if (r->ended_usec)
+                        return buffer_append_format(out, "%s: driver %s was here and has ended; a cancel would find nothing to kill.",
+                                                    o->observed ? "Observe mode" : "Dry run", r->driver_id);
+                if (r->process.pid == 0)
+                        return buffer_append_format(out, "%s: a cancel would have Spark kill driver %s; it has no process here.",
+                                                    o->observed ? "Observe mode" : "Dry run", r->driver_id);
                 return buffer_append_format(out, "%s: a cancel would kill driver %s, process %" PRId32 ".",
                                             o->observed ? "Observe mode" : "Dry run", r->driver_id, r->process.pid);
         case CANCEL_SPARK_UNREACHABLE:

@@ -193,7 +193,9 @@ static void looked_for_another(struct cancel *c, const struct cancel_config *con
 static void scanned_in_kill(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                             const struct cancel_now *now, struct cancel_update *u) {
         if (c->driver_held) {
-                if (c->looking)
+                if (c->looking && (c->kill_due || c->killing))
+                        c->looking = false; /* the scan came late: Spark has placed this one here, and its kill is under way */
+                else if (c->looking)
                         looked_for_another(c, config, e, now, u);
                 return;
         }
@@ -218,10 +220,17 @@ static void scanned_in_kill(struct cancel *c, const struct cancel_config *config
                 resume(c, config, now, u);
 }
 
+/* What the command names is a driver of its own. A process may claim any id, also that of another job's driver: which is
+ * its place is proved by Spark naming this node, never by Spark naming none. */
+static bool by_record_alone(const struct cancel *c, const struct cancel_event *e) {
+        return e->scan == CANCEL_SCAN_RECORD && !cancel_has_process(c) &&
+               (c->record.driver_id[0] == 0 || strcmp(c->record.driver_id, e->found.driver_id) == 0);
+}
+
 static void on_scanned(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
                        const struct cancel_now *now, struct cancel_update *u) {
         c->unproved = false;
-        c->by_record = e->scan == CANCEL_SCAN_RECORD;
+        c->by_record = by_record_alone(c, e);
         switch (c->record.state) {
         case CANCEL_SEARCH:
                 scanned_in_search(c, config, e, now, u);
@@ -305,6 +314,11 @@ static void note_no_master(struct cancel *c, const struct cancel_now *now, struc
         }
 }
 
+/* Spark has lost a driver that is not here: until then its own node may prove more. */
+static bool may_be_told_more(const struct cancel *c, const struct cancel_config *config, const struct cancel_now *now) {
+        return now->usec < base_usec_add(c->record.received_usec, config->relaunch_window_usec);
+}
+
 /* A driver that this agent answers for from Spark's records alone (queued_drivers). One that is SUBMITTED runs nowhere,
  * so nobody else can kill it; one that has ended is answered by Spark's word. A driver on a Worker is the business of
  * that node. ERROR says that Spark has lost its Worker, or that it could not be started: its node has until
@@ -315,7 +329,7 @@ static bool record_answers(struct cancel *c, const struct cancel_config *config,
                 return true;
         if (e->word == CANCEL_WORD_ERROR) {
                 c->ask_usec = now->usec + POLL_USEC;
-                return now->usec >= base_usec_add(c->record.received_usec, config->relaunch_window_usec);
+                return !may_be_told_more(c, config, now);
         }
         if (cancel_word_is_final(e->word))
                 return true;
@@ -350,11 +364,13 @@ static void status_in_kill(struct cancel *c, const struct cancel_config *config,
                 cancel_want_slot(c, u);
 }
 
-static void status_in_wait(struct cancel *c, const struct cancel_event *e, const struct cancel_now *now,
-                           struct cancel_update *u) {
+static void status_in_wait(struct cancel *c, const struct cancel_config *config, const struct cancel_event *e,
+                           const struct cancel_now *now, struct cancel_update *u) {
+        bool lost = c->by_record && e->word == CANCEL_WORD_ERROR;
+
         if (cancel_has_process(c))
                 return; /* the pidfd tells the end */
-        if (cancel_word_is_final(e->word)) {
+        if (cancel_word_is_final(e->word) && !(lost && may_be_told_more(c, config, now))) {
                 cancel_begin_settle(c, now, u);
                 return;
         }
@@ -374,7 +390,7 @@ static void status_known(struct cancel *c, const struct cancel_config *config, c
                 status_in_kill(c, config, e, now, u);
                 return;
         case CANCEL_WAIT:
-                status_in_wait(c, e, now, u);
+                status_in_wait(c, config, e, now, u);
                 return;
         case CANCEL_SETTLE:
                 c->asked = true;

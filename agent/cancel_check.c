@@ -71,6 +71,8 @@ static const char *check_cancelled(const struct cancel *before, const struct can
                 return "CANCELLED without a proved end and a last scan";
         if (r->accepted_usec == 0 && r->word != CANCEL_WORD_KILLED && r->escalation == CANCEL_ESCALATION_NONE)
                 return "CANCELLED that neither Spark nor we brought about";
+        if (after->by_record && r->word == CANCEL_WORD_ERROR)
+                return "CANCELLED by the record of a driver that Spark has lost";
         if (r->dry_run)
                 return "CANCELLED in a dry run";
         return NULL;
@@ -100,6 +102,8 @@ static const char *check_driver(const struct cancel *before, const struct cancel
 
         if (other_driver && a->accepted_usec != 0)
                 return "a kill that was accepted for another driver";
+        if (after->by_record && a->process.pid > 0)
+                return "a process for which Spark's record alone answers";
         if (other_process && a->escalation != CANCEL_ESCALATION_NONE)
                 return "a signal that another process got";
         if (after->suspect.process.pid > 0 && (a->state != CANCEL_SETTLE || after->scanned))

@@ -163,6 +163,7 @@ void cancel_hold_process(struct cancel *c, const struct cancel_found *found, str
         c->denied = false;
         c->orphan = found->orphan;
         c->driver_held = true;
+        c->by_record = false;
         u->change |= CANCEL_HOLD;
         u->durable = true;
 }

@@ -18,6 +18,8 @@
 enum cancel_outcome cancel_outcome_of_gone(const struct cancel *c) {
         if (c->record.dry_run)
                 return CANCEL_DRY_RUN; /* it was here */
+        if (c->by_record && c->record.word == CANCEL_WORD_ERROR)
+                return CANCEL_DRIVER_LOST; /* placed just before our kill, on a Worker that Spark has lost since: it may live */
         if (cancel_we_ended_it(c))
                 return CANCEL_CANCELLED;
         switch (c->record.word) {
@@ -26,9 +28,8 @@ enum cancel_outcome cancel_outcome_of_gone(const struct cancel *c) {
         case CANCEL_WORD_FINISHED:
                 return CANCEL_ALREADY_DONE;
         case CANCEL_WORD_FAILED:
+        case CANCEL_WORD_ERROR:
                 return CANCEL_ALREADY_FAILED;
-        case CANCEL_WORD_ERROR: /* Spark's record alone does not prove that the process is gone */
-                return c->by_record ? CANCEL_DRIVER_LOST : CANCEL_ALREADY_FAILED;
         case CANCEL_WORD_UNKNOWN_ID:
                 return c->unknown_answers >= 2 && cancel_was_placed(c) ? CANCEL_DRIVER_LOST : CANCEL_OUTCOME_NONE;
         case CANCEL_WORD_NONE:

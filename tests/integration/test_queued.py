@@ -72,6 +72,19 @@ def test_driver_of_another_node_that_has_ended(node, state, outcome, status):
     assert not node.master.requests_for("kill", driver_id)
 
 
+def test_process_that_claims_a_queued_driver_of_another_job(node):
+    """Spark places that driver nowhere, which proves nothing for a process: nothing is killed, least of all the other job."""
+    start(node, not_found_grace=600.0)
+    add(node, "SUBMITTED")
+    victim = node.next_driver_id()
+    node.cluster.add_driver(victim, state="SUBMITTED")
+    thief = node.start_driver("j1", driver_id=victim, register=False)
+    operation = node.cancel("j1")
+    node.master.wait_request("status", victim, count=4, timeout=LIMIT)
+    assert not node.master.requests_for("kill") and node.cluster.drivers[victim].state == "SUBMITTED"
+    assert thief.alive() and not node.plane.operation(operation).done
+
+
 def test_driver_that_spark_lost_with_its_worker(node):
     """ERROR, and no node proves its process gone: DRIVER_LOST, not ALREADY_FAILED, after relaunch_window (1 s here)."""
     start(node, not_found_grace=600.0)
@@ -123,5 +136,7 @@ def test_dry_run_of_a_queued_driver(node):
     driver_id = add(node, "SUBMITTED")
     operation = node.cancel("j1", dry_run=True)
     node.wait_done(operation)
-    assert node.final(operation).outcome == "DRY_RUN"
+    report = node.final(operation)
+    assert report.outcome == "DRY_RUN"
+    assert report.metadata.message == f"Dry run: a cancel would have Spark kill driver {driver_id}; it has no process here."
     assert node.cluster.drivers[driver_id].state == "SUBMITTED" and not node.master.requests_for("kill")

@@ -457,6 +457,71 @@ static void test_record_of_a_driver_that_has_ended(void **state) {
         }
 }
 
+/* It was placed on another node just before our kill, which went to a Worker that Spark has lost since: it may live. */
+static void test_queued_driver_that_was_placed_and_lost(void **state) {
+        struct bench b = begin_by_record();
+        (void)state;
+
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_STATUS, .answer = CANCEL_ANSWER_ACCEPTED,
+                                         .word = CANCEL_WORD_SUBMITTED });
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+        assert_state(&b, WAIT);
+        while (b.now < START + config.relaunch_window_usec) {
+                if (b.cancel.asking)
+                        feed_status(&b, CANCEL_WORD_ERROR, false);
+                assert_true(b.cancel.record.state == CANCEL_WAIT || b.cancel.record.state == CANCEL_KILL);
+                if (b.update.ask & CANCEL_ASK_SCAN)
+                        scan_record(&b);
+                pass(&b, b.now + SEC);
+        }
+        for (unsigned i = 0; i < 60 && b.cancel.record.state != CANCEL_REPORT; i++) {
+                if (b.cancel.wants_slot)
+                        feed_type(&b, CANCEL_EVENT_SLOT);
+                if (b.cancel.killing)
+                        feed_kill(&b, CANCEL_ANSWER_ACCEPTED);
+                if (b.cancel.asking)
+                        feed_status(&b, CANCEL_WORD_ERROR, false);
+                scan_record(&b);
+                pass(&b, b.now + SEC);
+        }
+        assert_outcome(&b, DRIVER_LOST);
+}
+
+/* queued_drivers: a process of the job claims the id of another job's driver that waits in the queue, and the driver that
+ * the command names has nothing here. Spark's "on no Worker" is no proof for an id that a process claims. */
+static void test_record_vouches_for_no_process(void **state) {
+        struct bench b = begin(false, &config);
+        (void)state;
+
+        feed_scan_process(&b, 100, "driver-9", false);
+        assert_state(&b, KILL);
+        for (unsigned i = 0; i < 3; i++) {
+                feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_STATUS, .answer = CANCEL_ANSWER_ACCEPTED,
+                                                 .word = CANCEL_WORD_SUBMITTED });
+                assert_false(b.update.change & CANCEL_SLOT_WANTED);
+                assert_false(b.cancel.placed_here);
+                if (i == 0)
+                        assert_true(b.update.ask & CANCEL_ASK_SCAN); /* perhaps another process is the real one */
+                scan_record(&b);
+                assert_false(b.cancel.by_record);
+                pass(&b, b.now + 2 * SEC);
+                assert_true(b.cancel.asking);
+        }
+}
+
+/* The process was here and its end is proved: what the last scan says of the id that the command names changes nothing. */
+static void test_record_of_a_process_that_is_gone(void **state) {
+        struct bench b = begin_found();
+        (void)state;
+
+        feed_type(&b, CANCEL_EVENT_EXITED);
+        scan_record(&b);
+        feed_status(&b, CANCEL_WORD_ERROR, true);
+        pass(&b, b.now + 10 * SEC);
+        assert_outcome(&b, ALREADY_FAILED);
+}
+
 /* ERROR: the driver's own node has until relaunch_window to prove more. */
 static void test_record_of_a_driver_that_spark_lost(void **state) {
         struct bench b = begin_by_record();
@@ -779,6 +844,9 @@ int main(void) {
                 cmocka_unit_test(test_queued_driver_is_killed),
                 cmocka_unit_test(test_record_of_a_driver_that_has_ended),
                 cmocka_unit_test(test_record_of_a_driver_that_spark_lost),
+                cmocka_unit_test(test_queued_driver_that_was_placed_and_lost),
+                cmocka_unit_test(test_record_vouches_for_no_process),
+                cmocka_unit_test(test_record_of_a_process_that_is_gone),
                 cmocka_unit_test(test_record_that_answers_nothing),
                 cmocka_unit_test(test_accepted_without_a_process_is_asked_at_a_pace),
                 cmocka_unit_test(test_duplicate_resends),

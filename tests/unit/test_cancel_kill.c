@@ -384,6 +384,28 @@ static void test_restart_of_a_driver_without_a_process(void **state) {
         assert_state(&b, SETTLE);
 }
 
+/* While /proc could not be read Spark has placed the driver here. Whatever the scan then offers, the kill that is under way
+ * is awaited: its end would be nobody's otherwise. */
+static void test_look_that_comes_too_late(void **state) {
+        struct bench b = begin_found();
+        (void)state;
+
+        feed(&b, &(struct cancel_event){ .type = CANCEL_EVENT_STATUS, .answer = CANCEL_ANSWER_ACCEPTED,
+                                         .word = CANCEL_WORD_SUBMITTED });
+        assert_true(b.update.ask & CANCEL_ASK_SCAN);
+        pass(&b, b.now + 2 * SEC);
+        feed_status(&b, CANCEL_WORD_RUNNING, true);
+        feed_type(&b, CANCEL_EVENT_SLOT);
+        assert_int_equal(b.update.act, CANCEL_ACT_KILL);
+        feed_scan_process(&b, 90, "driver-2", false);
+        assert_string_equal(b.cancel.record.driver_id, "driver-1");
+        assert_true(b.cancel.driver_held && b.cancel.killing);
+        feed_kill(&b, CANCEL_ANSWER_UNKNOWN_ID); /* it was not: now the other one has its turn */
+        assert_true(b.cancel.looking);
+        feed_scan_process(&b, 90, "driver-2", false);
+        assert_string_equal(b.cancel.record.driver_id, "driver-2");
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_process_counts_not_the_named_id),
@@ -405,6 +427,7 @@ int main(void) {
                 cmocka_unit_test(test_slot_after_a_restart),
                 cmocka_unit_test(test_slot_that_comes_too_late),
                 cmocka_unit_test(test_restart_of_a_driver_without_a_process),
+                cmocka_unit_test(test_look_that_comes_too_late),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
