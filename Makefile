@@ -238,7 +238,7 @@ check-sanitize:
 
 # Not these: they measure time, memory or descriptors, mount filesystems, would take minutes, or call pidfd_open(2),
 # which valgrind does not know. Sanitizers see them.
-VALGRIND_NOT := bus cancel cancel_walk control_report driver_live grpc_memory grpc_tls grpc_window http log observe spark store_disk store_faults
+VALGRIND_NOT := bus cancel cancel_walk config control_report driver_live grpc_memory grpc_tls grpc_window http log observe spark store_disk store_faults
 VALGRIND = $(filter-out $(addprefix $(BUILD)/unit/test_,$(VALGRIND_NOT)),$(UNIT))
 check-valgrind: $(UNIT)
 	@UNDER="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite" \

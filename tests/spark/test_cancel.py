@@ -295,6 +295,8 @@ def test_agent_killed_in_the_middle(node, moment):
     node.agent.wait(moment, operation.id)
     node.agent.kill()
     node.agent.start()
+    # the operation may have ended before the kill; SIGTERM finds no handler before this
+    until(lambda: sum("connected to the control plane" in line for line in node.agent.lines()) == 2, 30, "the second life")
     assert_cancelled(node, node.wait(operation.id, 60), job_id, process)
     finals = [r for r in node.plane.reports(operation.id) if r.operation.done]
     assert {r.outcome for r in finals} == {"CANCELLED"}
